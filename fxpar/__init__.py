@@ -1,0 +1,1 @@
+"""fxpar splits unmodified PyTorch models over device meshes."""

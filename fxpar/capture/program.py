@@ -1,0 +1,68 @@
+"""A captured model: one flat graph, its tensors by their original names, its inputs and its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Input:
+    """One leaf of the model's inputs.
+
+    `name` is the argument of `forward`, with `.key` or `.0` appended for leaves of nested arguments.
+    `placeholder` is the node's name, None for a leaf that was baked into the graph, whose value is then `value`
+    (None, a bool, a number, a string); a later call has to give the same one.
+    """
+
+    name: str
+    placeholder: str | None
+    value: Any = None
+
+
+@dataclass
+class Program:
+    """A model as a flat graph of pre-dispatch ATen ops.
+
+    The graph has placeholders (first parameters, then buffers, constants, inputs), call_function nodes and one output
+    node, whose only argument is the flat tuple of outputs. Each node's `meta` holds
+
+    - `val`: a fake tensor, or a tuple of them, with the global shape and dtype,
+    - `kind` (placeholders): `parameter`, `buffer`, `constant` or `input`,
+    - `name` (placeholders): the original name (`model.layers.0.mlp.up_proj.weight`, `input_ids`),
+    - `module`: the path of the module that made it, empty for the root,
+    - `source`: `file.py:123`, the line of the model that made it, empty where unknown,
+    - `grad`: whether a gradient flows through it: it depends on a parameter by differentiable floating-point ops.
+    """
+
+    graph: fx.Graph
+    tensors: dict[str, torch.Tensor]
+    """Parameters, buffers and constants by name: real, or on the meta device where weights come from a file."""
+    inputs: tuple[Input, ...]
+    out_spec: pytree.TreeSpec
+    output_names: tuple[str, ...]
+    """One name per flat output: a dict key, a field of a dataclass, or the position."""
+    ties: dict[str, str] = field(default_factory=dict)
+    """Every further name of a shared tensor -> the name it has in `tensors`."""
+    modules: dict[str, str] = field(default_factory=dict)
+    """The class name of every module, by path."""
+    persistent: frozenset[str] = frozenset()
+    """The names (parameters and persistent buffers) that belong into a checkpoint, without ties."""
+    training: bool = True
+
+    def placeholder(self, name: str) -> fx.Node:
+        """The placeholder of a parameter, buffer, constant or input, by its original name."""
+        name = self.ties.get(name, name)
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and node.meta["name"] == name:
+                return node
+        raise KeyError(name)
+
+    def flat_inputs(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The tensors of a call by placeholder name, from the arguments of `forward` by name."""
+        raise NotImplementedError
