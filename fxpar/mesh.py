@@ -75,3 +75,9 @@ class Mesh:
 def joined(dims: Sequence[str]) -> str:
     """The name of the group that spans several mesh dims, in the order given."""
     return JOIN.join(dims)
+
+
+class GroupName(str):
+    """The name of a kind of group (`tp`, `dp+cp`) as an argument in a graph, told apart from other strings."""
+
+    __slots__ = ()
