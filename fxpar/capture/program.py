@@ -10,6 +10,9 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from fxpar.capture.tree import flatten
+from fxpar.errors import ModelError
+
 
 @dataclass(frozen=True)
 class Input:
@@ -35,9 +38,16 @@ class Program:
     - `val`: a fake tensor, or a tuple of them, with the global shape and dtype,
     - `kind` (placeholders): `parameter`, `buffer`, `constant` or `input`,
     - `name` (placeholders): the original name (`model.layers.0.mlp.up_proj.weight`, `input_ids`),
-    - `module`: the path of the module that made it, empty for the root,
+    - `module`: the path of the module that made it, empty for the root; for a tensor the module that holds it,
+    - `call` (ops): 0 in the first call of that module, 1 in the second, ...,
     - `source`: `file.py:123`, the line of the model that made it, empty where unknown,
-    - `grad`: whether a gradient flows through it: it depends on a parameter by differentiable floating-point ops.
+    - `grad`: whether a gradient flows through it: it depends on a parameter by differentiable floating-point ops,
+    - `creates` (ops, optional): it makes a tensor from no tensor, and has to be told the device,
+    - `update` (ops, optional): it is the final `copy_` into the buffer of that name, and nothing uses its result,
+    - `mask` (attention, optional): `full` or `causal`, what its constant mask amounts to.
+
+    A call of a `torch.autograd.Function` has a `FunctionCall` as its target. Outputs that are no tensors (None,
+    numbers) stand in the output tuple as they are.
     """
 
     graph: fx.Graph
@@ -60,9 +70,41 @@ class Program:
         name = self.ties.get(name, name)
         for node in self.graph.nodes:
             if node.op == "placeholder" and node.meta["name"] == name:
-                return node
+                found: fx.Node = node
+                return found
         raise KeyError(name)
 
     def flat_inputs(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The tensors of a call by placeholder name, from the arguments of `forward` by name."""
-        raise NotImplementedError
+        """The tensors of a call by placeholder name, from the arguments of `forward` by name.
+
+        Raises ModelError where one is missing, unknown, of another size or dtype, or differs from what is baked in.
+        """
+        given = dict(leaf for name, value in arguments.items() for leaf in flatten(name, value))
+        unknown = sorted(given.keys() - {entry.name for entry in self.inputs})
+        errors = [f"`{name}` is not an input of the captured graph" for name in unknown]
+        vals = {node.name: node.meta["val"] for node in self.graph.nodes if node.op == "placeholder"}
+        flat = {}
+        for entry in self.inputs:
+            value = given.get(entry.name)
+            errors += _misfits(entry, value, vals)
+            if entry.placeholder is not None and isinstance(value, torch.Tensor):
+                flat[entry.placeholder] = value
+        if errors:
+            raise ModelError("the inputs do not fit the captured graph", details=errors)
+        return flat
+
+
+def _misfits(entry: Input, value: Any, vals: Mapping[str, torch.Tensor]) -> list[str]:
+    if entry.placeholder is None:
+        same = type(value) is type(entry.value) and value == entry.value
+        return [] if same else [f"`{entry.name}` was {entry.value!r} at capture and is {_kind(value)} now"]
+    wanted = vals[entry.placeholder]
+    if isinstance(value, torch.Tensor) and value.shape == wanted.shape and value.dtype == wanted.dtype:
+        return []
+    return [f"`{entry.name}` was {_kind(wanted)} at capture and is {_kind(value)} now"]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return repr(value)

@@ -1,0 +1,116 @@
+"""Bring ops into one form and drop those that compute nothing.
+
+to.dtype(x, its own dtype), alias, lift_fresh_copy, dropout(x, p, False)  ->  x
+to.device(x, cpu, dtype), to.dtype_layout(x, dtype=...), type_as          ->  to.dtype(x, dtype)
+view(x, [-1, 64]), reshape(x, [-1, 64])                                  ->  reshape(x, [16, 64])
+arange(8, device=cpu, pin_memory=False)                                  ->  arange(8), meta["creates"]
+_assert_tensor_metadata(...) and other checks                            ->  nothing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from fxpar.capture.node import aten, is_op, tensors_of
+
+_CHECKS = (
+    aten._assert_tensor_metadata,
+    aten._assert_async,
+    aten._assert_scalar,
+    aten.sym_constrain_range,
+    aten.sym_constrain_range_for_size,
+)
+_IDENTITIES = (aten.alias, aten.lift_fresh_copy, aten.lift_fresh)
+_CASTS = (aten.to, aten.type_as, aten._to_copy)
+_SIZED = (aten.view.default, aten.reshape, aten._unsafe_view, aten.expand, aten.view_as, aten.reshape_as)
+_DROPOUTS = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
+_UNPORTABLE = ("device", "pin_memory", "layout")
+
+
+def clean(graph: fx.Graph) -> None:
+    """Rewrite the graph in place as drawn above. Values and gradients stay bit for bit the same."""
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if is_op(node, *_CHECKS):
+            graph.erase_node(node)
+        elif _is_identity(node):
+            replace(node, node.args[0])
+        else:
+            for matches, rewrite in _REWRITES:
+                if matches(node):
+                    rewrite(node)
+
+
+def replace(node: fx.Node, value: Any) -> None:
+    """Let every user of `node` use `value`, and drop the node."""
+    node.replace_all_uses_with(value)
+    node.graph.erase_node(node)
+
+
+def drop_dead(graph: fx.Graph) -> None:
+    """Drop the ops whose results nothing uses, save updates of buffers; placeholders stay."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users and "update" not in node.meta and not _moves(node):
+            graph.erase_node(node)
+
+
+def _moves(node: fx.Node) -> bool:
+    """Whether an op changes buffers without saying so: batch norm's running statistics."""
+    return is_op(node, aten.batch_norm, aten.instance_norm) and bool(node.args[5])
+
+
+def _is_identity(node: fx.Node) -> bool:
+    if is_op(node, *_IDENTITIES):
+        return True
+    if is_op(node, *_DROPOUTS):
+        return node.args[2] is False
+    if is_op(node, *_CASTS):
+        source = node.args[0]
+        return isinstance(source, fx.Node) and source.meta["val"].dtype == node.meta["val"].dtype
+    return False
+
+
+def _is_cast(node: fx.Node) -> bool:
+    return is_op(node, *_CASTS)
+
+
+def _cast(node: fx.Node) -> None:
+    node.target = aten.to.dtype
+    node.args, node.kwargs = (node.args[0], node.meta["val"].dtype), {}
+
+
+def _is_sized(node: fx.Node) -> bool:
+    return is_op(node, *_SIZED)
+
+
+def _literal_sizes(node: fx.Node) -> None:
+    if not is_op(node, aten.expand):
+        node.target = aten.reshape.default
+    node.args, node.kwargs = (node.args[0], list(node.meta["val"].shape)), {}
+
+
+def _takes_device(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(argument.name == "device" for argument in schema.arguments)
+
+
+def _portable(node: fx.Node) -> None:
+    """Drop devices; say the dtype where it would follow torch's default one."""
+    kwargs = {name: value for name, value in node.kwargs.items() if name not in _UNPORTABLE}
+    if not node.all_input_nodes:
+        node.meta["creates"] = True
+        dtype = tensors_of(node.meta["val"])[0].dtype
+        if kwargs.get("dtype") is None and (dtype.is_floating_point or dtype.is_complex):
+            kwargs["dtype"] = dtype
+    node.kwargs = {name: value for name, value in kwargs.items() if value is not None}
+
+
+_REWRITES: list[tuple[Callable[[fx.Node], bool], Callable[[fx.Node], None]]] = [
+    (_is_cast, _cast),
+    (_is_sized, _literal_sizes),
+    (_takes_device, _portable),
+]

@@ -1,0 +1,62 @@
+"""Turn what goes wrong inside `torch.export` into an error that names the model's line and a remedy."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fxpar.errors import CaptureError
+
+_OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<string>", "<frozen")
+_DATA_DEPENDENT = ("DataDependent", "data-dependent", "unbacked", "GuardOnDataDependent", "item()", "nonzero")
+
+
+def failure(model: nn.Module, error: BaseException) -> CaptureError:
+    """The error for a model whose capture raised `error`: class, line, short reason, remedy."""
+    place = _line(error)
+    reason = _reason(error)
+    what = f"`{type(model).__name__}` cannot be captured" + (f": {place}" if place else "")
+    return CaptureError(what, details=[f"{type(error).__name__}: {reason}", *_remedy(error)])
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _line(error: BaseException) -> str:
+    """`file.py:12 in forward: code` of the deepest frame that belongs to the model."""
+    for link in list(_chain(error))[::-1]:
+        frames = traceback.extract_tb(link.__traceback__)
+        inside = [frame for frame in frames if not frame.filename.startswith(_OWN)]
+        entered = [index for index, frame in enumerate(frames) if frame.filename.startswith(_OWN[0])]
+        model = [frame for frame in inside if entered and frames.index(frame) > entered[0]]
+        if model:
+            frame = model[-1]
+            return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: {(frame.line or '').strip()}"
+    return ""
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip() or "no message"
+    return next(line.strip() for line in text.splitlines() if line.strip())[:300]
+
+
+def _remedy(error: BaseException) -> list[str]:
+    text = " ".join(f"{type(link).__name__} {link}" for link in _chain(error))
+    if any(word in text for word in _DATA_DEPENDENT):
+        return [
+            "the line depends on the values of a tensor, which one graph cannot follow",
+            "rewrite it without `if`, loop or `.item()` on a tensor, or choose another implementation of that module",
+        ]
+    if "fake tensor in the exported program" in text:
+        return ["a tensor reaches the graph through an attribute or a closure; register it as a buffer"]
+    return [
+        "run the model once on these inputs: if that works, the line does something that tracing cannot follow"
+    ]
