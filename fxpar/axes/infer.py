@@ -1,0 +1,186 @@
+"""Axis inference: walk the graph once, apply each op's rule, and know every dim of every tensor by its factors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxpar.axes import apply as equations
+from fxpar.axes.factor import Dim, concatenation, fresh, resolve, size_of
+from fxpar.axes.links import Dims, Links, Piece, Pieces, Role, aligned
+from fxpar.axes.oprule import OpRule
+from fxpar.axes.schema import arguments, op_name, tensor_arguments
+from fxpar.axes.shapes import HANDLERS, Call
+from fxpar.axes.unify import unify
+from fxpar.errors import Place
+
+POINTWISE = "torch.Tag.pointwise"
+
+
+@dataclass
+class Inference:
+    """What the walk found: the dims of every node's outputs, and the links of every call."""
+
+    dims: dict[fx.Node, tuple[Dims, ...]] = field(default_factory=dict)
+    links: dict[fx.Node, Links] = field(default_factory=dict)
+    unknown: dict[str, list[fx.Node]] = field(default_factory=lambda: defaultdict(list))
+    """Calls of ops that have no rule, by op."""
+    tilings: dict[fx.Node, tuple[tuple[int, ...], int]] = field(default_factory=dict)
+    """Slices that together tile a dim: the sizes of all parts, and which part this one is."""
+    tiles: dict[tuple[fx.Node, int], tuple[Dim, ...]] = field(default_factory=dict)
+    """The parts of every tiled dim."""
+
+    def of(self, node: fx.Node) -> Dims:
+        """The resolved dims of a node with one output."""
+        return tuple(resolve(dim) for dim in self.dims[node][0])
+
+
+def infer(graph: fx.Graph, rules: Mapping[str, OpRule]) -> Inference:
+    """Find the factors of all dims of a captured graph.
+
+    Works on `meta['val']` alone; nothing is run. Source: union-find over dimension variables with refinement.
+    """
+    found = Inference(tilings=_tilings(graph))
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            value = node.meta["val"]
+            sizes = value.shape if isinstance(value, torch.Tensor) else ()
+            found.dims[node] = (tuple(fresh(int(size)) for size in sizes),)
+        elif node.op == "call_function":
+            _visit(node, rules, found)
+    for links in found.links.values():
+        if links.kind == "reshape":
+            _regroup(links)
+    return found
+
+
+def _visit(node: fx.Node, rules: Mapping[str, OpRule], found: Inference) -> None:
+    if op_name(node) == "operator.getitem":
+        found.dims[node] = (found.dims[node.args[0]][node.args[1]],)  # type: ignore[index]
+        return
+    shapes = output_shapes(node)
+    operands = [(n, tuple(resolve(d) for d in found.dims[n][0])) for n in node.all_input_nodes]
+    rule = rules.get(op_name(node)) or _pointwise_rule(node)
+    if rule is None or rule.shape == "opaque":
+        found.unknown[op_name(node)].append(node)
+        links = HANDLERS["opaque"](Call(node, _NO_RULE, {}, tuple(operands), shapes))
+    elif rule.shape:
+        part = _tile(node, found)
+        ordered = tuple((n, tuple(resolve(d) for d in found.dims[n][0])) for n in _tensor_nodes(node))
+        links = HANDLERS[rule.shape](Call(node, rule, arguments(node), ordered, shapes, part))
+    else:
+        given: list[tuple[fx.Node, Dims] | None] = []
+        terms = set()
+        for name, value in tensor_arguments(node):
+            if value is not None and name in rule.terms:
+                terms.add(sum(o is not None for o in given))
+            given.append((value, found.of(value)) if value is not None else None)
+        links = equations.apply(rule, node, given, [len(shape) for shape in shapes])
+        links.terms = frozenset(terms)
+        links.linear = rule.linear and len(links.operands) == 1
+    _check(node, links, shapes)
+    found.links[node] = links
+    found.dims[node] = tuple(equations.dims_of(out) for out in links.outs)
+
+
+_NO_RULE = OpRule("", Place("no equation", 0), shape="opaque")
+
+
+def _check(node: fx.Node, links: Links, shapes: tuple[tuple[int, ...], ...]) -> None:
+    sizes = tuple(tuple(size_of(d) for d in equations.dims_of(out)) for out in links.outs)
+    if sizes != shapes:
+        raise AssertionError(f"{links.rule}: {node.format_node()} has shapes {shapes}, the rule says {sizes}")
+
+
+def output_shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
+    """The global shapes of a node's tensors, one for a plain output."""
+    value: Any = node.meta["val"]
+    values: Iterable[Any] = value if isinstance(value, (tuple, list)) else (value,)
+    return tuple(tuple(int(s) for s in v.shape) if isinstance(v, torch.Tensor) else () for v in values)
+
+
+def _tensor_nodes(node: fx.Node) -> list[fx.Node]:
+    """Every tensor of a call in the order of its arguments, those inside lists too, repeated where repeated."""
+    flat: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), lambda n: flat.append(n))
+    return flat
+
+
+def _pointwise_rule(node: fx.Node) -> OpRule | None:
+    """The rule of ops that torch itself tags as pointwise."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.pointwise not in node.target.tags:
+        return None
+    count = len(list(tensor_arguments(node)))
+    return OpRule(op_name(node), Place(POINTWISE, 0), (equations.pointwise(count),))
+
+
+def _tilings(graph: fx.Graph) -> dict[fx.Node, tuple[tuple[int, ...], int]]:
+    """Slices of one dim that together tile it, without hole or overlap."""
+    slices: dict[tuple[fx.Node, int], dict[tuple[int, int], list[fx.Node]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for node in graph.nodes:
+        bounds = slice_bounds(node) if op_name(node) == "aten.slice.Tensor" else None
+        if bounds is not None:
+            slices[bounds[0]][bounds[1]].append(node)
+    tilings = {}
+    for (source, dim), found in slices.items():
+        ranges = sorted(found)
+        starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
+        if len(ranges) > 1 and starts == [0, *ends[:-1]] and ends[-1] == source.meta["val"].shape[dim]:
+            sizes = tuple(end - start for start, end in ranges)
+            tilings.update({node: (sizes, i) for i, r in enumerate(ranges) for node in found[r]})
+    return tilings
+
+
+def slice_bounds(node: fx.Node) -> tuple[tuple[fx.Node, int], tuple[int, int]] | None:
+    """((operand, dim), (start, end)) of a slice with step 1, negative bounds counted from the end; else None."""
+    given = arguments(node)
+    source = given["self"]
+    dim = given["dim"] % max(1, source.meta["val"].dim())
+    size = int(source.meta["val"].shape[dim])
+    if given["step"] != 1:
+        return None
+    start, end, _ = slice(given["start"], given["end"]).indices(size)
+    return (source, dim), (start, max(start, end))
+
+
+def _tile(node: fx.Node, found: Inference) -> Dim | None:
+    """The part of a tiled dim that a slice takes; the first slice of a tiling makes the parts."""
+    tiling = found.tilings.get(node)
+    if tiling is None:
+        return None
+    sizes, index = tiling
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    dim = arguments(node)["dim"] % len(found.dims[source][0])
+    if (source, dim) not in found.tiles:
+        found.tiles[source, dim] = tuple(fresh(size) for size in sizes)
+        unify(found.dims[source][0][dim], concatenation(found.tiles[source, dim]))
+    return found.tiles[source, dim][index]
+
+
+def _regroup(links: Links) -> None:
+    """Cut a reshape's pieces by the final factors: what keeps its place in the flat order keeps its role."""
+    sides = [
+        [resolve(tuple(t for _, d in pieces for t in d)) for pieces in tensor]
+        for tensor in (links.ins[0], links.outs[0])
+    ]
+    flats = [[(d, term) for d, dim in enumerate(dims) for term in dim] for dims in sides]
+    names: list[dict[int, str]] = [{}, {}]
+    flat_in, flat_out = (tuple(term for _, term in flat) for flat in flats)
+    for number, (i, j, _) in enumerate(aligned(flat_in, flat_out)):
+        names[0][i] = names[1][j] = f"f{number}"
+    rebuilt: list[tuple[Pieces, ...]] = []
+    for side, flat, name in zip(sides, flats, names):
+        pieces: list[list[Piece]] = [[] for _ in side]
+        for position, (d, term) in enumerate(flat):
+            pieces[d].append((name.get(position, f"!{position}"), (term,)))
+        rebuilt.append(tuple(map(tuple, pieces)))
+    links.ins, links.outs, links.kind = (rebuilt[0],), (rebuilt[1],), "view"
+    used = {n for side in rebuilt for pieces_ in side for n, _ in pieces_}
+    links.roles = {n: Role("whole" if n.startswith("!") else "free") for n in sorted(used)}

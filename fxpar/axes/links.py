@@ -1,0 +1,85 @@
+"""What one node of the graph says about the dims of its tensors.
+
+A node links its operands' dims to its outputs' dims by roles. Splitting the node on a role is local work as far as
+the role's meaning says: `free` (each rank its slice), `sum` (the output is Partial), `whole` (not possible), or the
+name of a lowering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import fx
+
+from fxpar.axes.factor import Dim, Factor, Term, count, leaves, resolve
+from fxpar.axes.unify import same
+
+FREE, SUM, WHOLE = "free", "sum", "whole"
+
+#: A part of one tensor dimension that plays one role there.
+Piece: TypeAlias = tuple[str, Dim]
+#: One tensor dimension: its pieces, major first; what plays no role is left out.
+Pieces: TypeAlias = tuple[Piece, ...]
+#: The dims of one tensor.
+Dims: TypeAlias = tuple[Dim, ...]
+
+
+@dataclass
+class Role:
+    """What splitting a node on this role means, and the name under which its factors are seen."""
+
+    meaning: str = FREE
+    seen: str = ""
+
+
+@dataclass
+class Links:
+    """The roles of one node: `ins[i][d]` are the pieces of dim `d` of operand `i`, `outs` likewise."""
+
+    operands: tuple[fx.Node, ...] = ()
+    ins: tuple[tuple[Pieces, ...], ...] = ()
+    outs: tuple[tuple[Pieces, ...], ...] = ()
+    roles: dict[str, Role] = field(default_factory=dict)
+    kind: str = "op"
+    """`op` may start a split; `view` only carries what its operand has; `create` has no operand; `opaque` needs all
+    operands whole."""
+    linear: bool = False
+    """The output of Partial operands is Partial."""
+    terms: frozenset[int] = frozenset()
+    """Operands that are added to a result that is summed over split roles: a bias."""
+    rule: str = ""
+
+    def sites(self, role: str, *, outputs: bool = False) -> Iterator[tuple[int, int, Dim]]:
+        """Where a role stands: (operand or output index, dim index, its resolved piece)."""
+        for index, tensor in enumerate(self.outs if outputs else self.ins):
+            for dim, pieces in enumerate(tensor):
+                for name, piece in pieces:
+                    if name == role:
+                        yield index, dim, resolve(piece)
+
+    def factors(self, role: str) -> list[Factor]:
+        """The factors that a role can be split on: each stands exactly once at each of the role's places."""
+        places = [*self.sites(role), *self.sites(role, outputs=True)]
+        if not places or self.roles[role].meaning == WHOLE:
+            return []
+        first = places[0][2]
+        found = dict.fromkeys(leaves(first))
+        return [f for f in found if not f.locked and all(count(piece, f) == 1 for _, _, piece in places)]
+
+
+def aligned(left: Dim, right: Dim) -> Iterator[tuple[int, int, Term]]:
+    """Positions at which two resolved flat dims hold the same term, with equal products before it."""
+    start = {before: index for index, before in enumerate(_prefixes(left))}
+    for j, before in enumerate(_prefixes(right)):
+        i = start.get(before)
+        if i is not None and (left[i] is right[j] or same((left[i],), (right[j],))):
+            yield i, j, right[j]
+
+
+def _prefixes(dim: Dim) -> Iterator[int]:
+    before = 1
+    for term in dim:
+        yield before
+        before *= term.size

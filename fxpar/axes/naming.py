@@ -1,0 +1,134 @@
+"""Names for axes: what was seen of a factor decides, never the name of a module."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from torch import fx
+
+from fxpar import yamlfile
+from fxpar.axes.factor import Dim, Factor, leaves, resolve
+from fxpar.axes.infer import Inference
+from fxpar.axes.links import Links
+from fxpar.errors import Place, RuleError
+
+FIELDS = ("axis", "seen", "any", "unseen", "at_least")
+
+
+@dataclass(frozen=True)
+class NamingRule:
+    """One entry of `axes.yaml`."""
+
+    axis: str
+    place: Place
+    seen: tuple[str, ...]
+    any: tuple[str, ...]
+    unseen: tuple[str, ...]
+    at_least: int
+
+    def matches(self, size: int, sightings: Iterable[str]) -> bool:
+        """Whether a factor of that size, seen so, is an instance of this axis."""
+        names = list(sightings)
+        return (
+            size >= self.at_least
+            and all(_any_match(names, pattern) for pattern in self.seen)
+            and (not self.any or any(_any_match(names, pattern) for pattern in self.any))
+            and not any(_any_match(names, pattern) for pattern in self.unseen)
+        )
+
+
+def _any_match(names: Iterable[str], pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def load(folders: Iterable[Path]) -> list[NamingRule]:
+    """Read `axes.yaml` of every folder of rules; the rules of later folders are asked first."""
+    rules: list[NamingRule] = []
+    for folder in folders:
+        path = folder / "axes.yaml"
+        if path.is_file():
+            entries = yamlfile.load(path, RuleError, f"{folder.name}/axes.yaml").list()
+            rules = [_read(entry) for entry in entries] + rules
+    return rules
+
+
+def _read(entry: yamlfile.Node) -> NamingRule:
+    fields = entry.mapping(FIELDS, required=("axis",))
+
+    def patterns(name: str) -> tuple[str, ...]:
+        return tuple(p.text() for p in fields[name].one_or_more()) if name in fields else ()
+
+    if "seen" not in fields and "any" not in fields:
+        raise entry.wrong("an axis needs `seen` or `any`")
+    least = fields["at_least"].integer(1) if "at_least" in fields else 1
+    axis = fields["axis"]
+    return NamingRule(axis.text(), axis.place, patterns("seen"), patterns("any"), patterns("unseen"), least)
+
+
+@dataclass
+class Naming:
+    """The axis of every factor that has one, the rule that gave it, and everything that was seen."""
+
+    rules: dict[Factor, NamingRule]
+    sightings: dict[Factor, dict[str, fx.Node]]
+    """For each factor the names under which it was seen, with the first node where it was."""
+
+    def axis(self, factor: Factor) -> str | None:
+        """The name of a factor's axis."""
+        rule = self.rules.get(factor)
+        return rule.axis if rule else None
+
+    def word(self, factor: Factor) -> str:
+        """How a factor is written in factor notation: the name of its axis, or its size."""
+        return self.axis(factor) or str(factor.size)
+
+
+def name(
+    found: Inference, inputs: Iterable[fx.Node], rules: Iterable[NamingRule], activations: set[fx.Node]
+) -> Naming:
+    """Give names to factors. `activations` are the nodes that depend on inputs as well as on parameters."""
+    seen: dict[Factor, dict[str, fx.Node]] = defaultdict(dict)
+    dependent = _dependent(found, inputs)
+    for node in inputs:
+        for index, dim in enumerate(found.of(node)):
+            for factor in leaves(dim):
+                seen[factor].setdefault(f"input.dim{index}", node)
+    for node, links in found.links.items():
+        for label, dim in _labels(links):
+            for position, factor in enumerate(leaves(resolve(dim))):
+                suffix = "" if node in dependent else ".constant"
+                seen[factor].setdefault(label + suffix, node)
+                if position == 0:
+                    seen[factor].setdefault(f"{label}.major{suffix}", node)
+    ordered = list(rules)
+    named = {}
+    for factor, sightings in seen.items():
+        rule = next((r for r in ordered if r.matches(factor.size, sightings)), None)
+        if rule:
+            named[factor] = rule
+    return Naming(named, dict(seen))
+
+
+def _labels(links: Links) -> Iterator[tuple[str, Dim]]:
+    """Every (sighting, dim) of a node; pieces of one dim that are seen alike count as one."""
+    for tensor in (*links.ins, *links.outs):
+        for pieces in tensor:
+            labels: dict[str, Dim] = {}
+            for role, dim in pieces:
+                label = links.roles[role].seen
+                if label:
+                    labels[label] = labels.get(label, ()) + dim
+            yield from labels.items()
+
+
+def _dependent(found: Inference, inputs: Iterable[fx.Node]) -> set[fx.Node]:
+    """Every node that depends on an input of the model."""
+    dependent = set(inputs)
+    for node in found.dims:
+        if any(source in dependent for source in node.all_input_nodes):
+            dependent.add(node)
+    return dependent

@@ -1,0 +1,120 @@
+"""Rules of ops, read from `rules/ops/*.yaml`.
+
+- op: aten.linear.default          # or a list of ops
+  equation: "... i, o i, o? -> ... o"
+  # or  shape: reshape             the handler in `axes/shapes.py` that knows such ops
+  sum: [i]                         # roles whose split leaves the output Partial
+  whole: [v]                       # roles that cannot be split
+  lower: {v: embedding}            # roles whose split needs a lowering
+  seen: {i: linear.in, o: linear.out}
+  terms: [bias]                    # arguments added to a summed result
+  linear: true                     # Partial in, Partial out
+  meaning: whole                   # (shape handlers) what splitting the dims named by `dim` means
+  proof: [...]                     # sample calls for `fxpar rules test`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fxpar import yamlfile
+from fxpar.axes import equation
+from fxpar.axes.links import FREE, SUM, WHOLE, Role
+from fxpar.errors import Place, RuleError
+
+FIELDS = ("op", "equation", "shape", "sum", "whole", "lower", "seen", "terms", "linear", "meaning", "proof")
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """How one op splits; see the module's grammar."""
+
+    op: str
+    place: Place
+    equations: tuple[equation.Equation, ...] = ()
+    shape: str = ""
+    meanings: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=dict)
+    terms: tuple[str, ...] = ()
+    linear: bool = False
+    meaning: str = WHOLE
+    proof: tuple[yamlfile.Node, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """Where the rule stands, as `ops/linear.yaml:3`."""
+        return f"{self.place.file}:{self.place.line}"
+
+    def role(self, name: str) -> Role:
+        """The role of that name: what splitting it means, and how it is seen."""
+        return Role(self.meanings.get(name, FREE), self.seen.get(name, ""))
+
+
+def load(folders: Iterable[Path]) -> dict[str, OpRule]:
+    """Read every `ops/*.yaml` of the folders of rules; later folders replace rules of earlier ones."""
+    rules: dict[str, OpRule] = {}
+    for folder in folders:
+        mine: dict[str, OpRule] = {}
+        for path in sorted((folder / "ops").glob("*.yaml")):
+            for entry in yamlfile.load(path, RuleError, f"{folder.name}/ops/{path.name}").list():
+                for rule in read(entry):
+                    if rule.op in mine:
+                        raise RuleError(
+                            f"`{rule.op}` has a rule already, at {mine[rule.op].place}", place=rule.place
+                        )
+                    mine[rule.op] = rule
+        rules.update(mine)
+    return rules
+
+
+def read(entry: yamlfile.Node) -> list[OpRule]:
+    """One entry of a file: a rule for each op that it names."""
+    fields = entry.mapping(FIELDS, required=("op",))
+    if ("equation" in fields) == ("shape" in fields):
+        raise entry.wrong("a rule has either `equation` or `shape`")
+    parsed = tuple(map(_equation, fields["equation"].one_or_more())) if "equation" in fields else ()
+    known = frozenset[str]().union({"..."} if parsed else (), *(e.roles for e in parsed))
+    meanings: dict[str, str] = {}
+    for name, meaning in (("sum", SUM), ("whole", WHOLE)):
+        for role in fields[name].list() if name in fields else ():
+            meanings[_known(role, known)] = meaning
+    for role_name, lowering in (fields["lower"].mapping() if "lower" in fields else {}).items():
+        meanings[_known_name(role_name, known, fields["lower"])] = lowering.text()
+    seen = {
+        _known_name(role, known, fields["seen"]): name.text()
+        for role, name in (fields["seen"].mapping() if "seen" in fields else {}).items()
+    }
+    return [
+        OpRule(
+            op.text(),
+            op.place,
+            parsed,
+            fields["shape"].text() if "shape" in fields else "",
+            meanings,
+            seen,
+            tuple(term.text() for term in fields["terms"].list()) if "terms" in fields else (),
+            fields["linear"].flag() if "linear" in fields else False,
+            fields["meaning"].text() if "meaning" in fields else WHOLE,
+            fields["proof"].list() if "proof" in fields else (),
+        )
+        for op in fields["op"].one_or_more()
+    ]
+
+
+def _equation(node: yamlfile.Node) -> equation.Equation:
+    try:
+        return equation.parse(node.text())
+    except ValueError as error:
+        raise node.wrong(str(error)) from None
+
+
+def _known(role: yamlfile.Node, known: frozenset[str]) -> str:
+    return _known_name(role.text(), known, role)
+
+
+def _known_name(role: str, known: frozenset[str], node: yamlfile.Node) -> str:
+    if known and role not in known:
+        raise node.wrong(f"role `{role}` stands not in the equation", *yamlfile.suggest(role, known))
+    return role
