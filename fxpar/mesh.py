@@ -37,7 +37,7 @@ class Mesh:
     def coordinate(self, rank: int) -> dict[str, int]:
         """The position of a rank along every mesh dim."""
         position = {}
-        for dim, size in reversed(self.sizes.items()):
+        for dim, size in reversed(tuple(self.sizes.items())):
             rank, position[dim] = divmod(rank, size)
         return {dim: position[dim] for dim in self.sizes}
 

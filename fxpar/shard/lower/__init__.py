@@ -1,0 +1,5 @@
+"""Lowerings: how an op runs when it is split on a role that needs more than local work. One file each."""
+
+from fxpar.shard.lower.base import LOWERINGS, Lowering
+
+__all__ = ["LOWERINGS", "Lowering"]

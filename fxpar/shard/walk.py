@@ -1,0 +1,151 @@
+"""The forward walk: for one mesh dim, which role each op is split on, and what it wants of its operands.
+
+Only nodes that depend on parameters and inputs are decided here; `shard/lazy.py` decides the others, backwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from fxpar.axes.factor import Factor, count, resolve
+from fxpar.axes.links import FREE, SUM, WHOLE, Links
+from fxpar.axes.schema import op_name
+from fxpar.shard.lower import LOWERINGS
+from fxpar.shard.placement import INVARIANT, PARTIAL, REPLICATE, Placement, Shard
+from fxpar.shard.problem import Problem
+
+
+@dataclass(frozen=True)
+class Split:
+    """The role and the factor that a node is split on."""
+
+    role: str
+    factor: Factor
+
+
+@dataclass
+class Decision:
+    """What was decided for one mesh dim."""
+
+    mesh_dim: str
+    states: dict[fx.Node, tuple[Placement, ...]] = field(default_factory=dict)
+    """The placement of every output of every node."""
+    wants: dict[fx.Node, tuple[Placement, ...]] = field(default_factory=dict)
+    """The placement that a node wants of each of its operands (in the order of its links)."""
+    splits: dict[fx.Node, Split] = field(default_factory=dict)
+
+    def state(self, node: fx.Node) -> Placement:
+        """The placement of a node with one output."""
+        return self.states[node][0]
+
+
+def walk(problem: Problem, mesh_dim: str) -> Decision:
+    """Decide every node that is not lazy, in one pass in graph order."""
+    decision = Decision(mesh_dim)
+    for node in problem.calls():
+        if node in problem.lazy:
+            continue
+        if op_name(node) == "operator.getitem":
+            decision.states[node] = (decision.states[node.args[0]][node.args[1]],)  # type: ignore[index]
+        else:
+            _decide(problem, decision, node, problem.found.links[node])
+    return decision
+
+
+def _decide(problem: Problem, decision: Decision, node: fx.Node, links: Links) -> None:
+    states = [None if n in problem.lazy else decision.state(n) for n in links.operands]
+    outputs = len(links.outs)
+    if _stays_partial(node, links, states):
+        decision.wants[node] = (PARTIAL,) * len(states)
+        decision.states[node] = (PARTIAL,) * outputs
+        return
+    split = _carried(links, states) if links.kind == "view" else _chosen(problem, decision, links, states)
+    if split is None:
+        decision.wants[node] = (INVARIANT,) * len(states)
+        decision.states[node] = (INVARIANT,) * outputs
+    else:
+        apply_split(decision, node, links, split)
+
+
+def apply_split(decision: Decision, node: fx.Node, links: Links, split: Split) -> None:
+    """Record that a node is split, with what follows for its operands and outputs."""
+    decision.splits[node] = split
+    meaning = links.roles[split.role].meaning
+    decision.wants[node] = wanted(links, split, meaning)
+    decision.states[node] = produced(node, links, split, meaning)
+
+
+def wanted(links: Links, split: Split, meaning: str) -> tuple[Placement, ...]:
+    """What a split node wants of each operand."""
+    wants: list[Placement] = [PARTIAL if meaning == SUM and i in links.terms else REPLICATE for i in range(len(links.ins))]
+    for index, dim, piece in links.sites(split.role):
+        if piece:
+            wants[index] = Shard(dim, split.factor)
+    return tuple(wants)
+
+
+def produced(node: fx.Node, links: Links, split: Split, meaning: str) -> tuple[Placement, ...]:
+    """The placement of each output of a split node."""
+    outs: list[Placement] = [PARTIAL if meaning == SUM else INVARIANT for _ in links.outs]
+    if meaning not in (FREE, SUM):
+        outs = [LOWERINGS[meaning].output(node, split.role)] * len(outs)
+    for index, dim, _ in links.sites(split.role, outputs=True):
+        outs[index] = Shard(dim, split.factor)
+    return tuple(outs)
+
+
+def _stays_partial(node: fx.Node, links: Links, states: list[Placement | None]) -> bool:
+    """Partial in, Partial out: linear ops, and sums of which every term is Partial."""
+    if not states or any(state is not PARTIAL for state in states):
+        return False
+    if links.terms and len(states) > 1:
+        return len({tuple(n.meta["val"].shape) for n in links.operands}) == 1
+    return links.linear and _not_narrower(node, links)
+
+
+def _not_narrower(node: fx.Node, links: Links) -> bool:
+    value = node.meta["val"]
+    dtype = value[0].dtype if isinstance(value, (list, tuple)) else value.dtype
+    return bool(dtype.itemsize >= links.operands[0].meta["val"].dtype.itemsize)
+
+
+def _carried(links: Links, states: list[Placement | None]) -> Split | None:
+    """A view never starts a split: it goes on with the first one that an operand has, if it can."""
+    for index, state in enumerate(states):
+        if isinstance(state, Shard):
+            split = role_at(links, index, state)
+            if split is not None:
+                return split
+    return None
+
+
+def role_at(links: Links, operand: int, state: Shard, *, output: bool = False) -> Split | None:
+    """The split that goes with an operand (or an output) being split as `state`; None if the node cannot."""
+    tensor = (links.outs if output else links.ins)[operand]
+    for role, piece in tensor[state.dim] if state.dim < len(tensor) else ():
+        if count(resolve(piece), state.factor) == 1 and links.roles[role].meaning != WHOLE:
+            return Split(role, state.factor) if state.factor in links.factors(role) else None
+    return None
+
+
+def _chosen(problem: Problem, decision: Decision, links: Links, states: list[Placement | None]) -> Split | None:
+    """The split of highest precedence: by row of the table, then one that an operand already has, then by role."""
+    best: tuple[int, int, int] | None = None
+    chosen = None
+    for position, (name, role) in enumerate(links.roles.items()):
+        if links.kind != "op" or (role.meaning not in (FREE, SUM, WHOLE) and role.meaning not in LOWERINGS):
+            continue
+        for factor in links.factors(name):
+            row = problem.rank(factor, decision.mesh_dim)
+            if row is None:
+                continue
+            key = (row, 0 if _present(links, name, factor, states) else 1, position)
+            if best is None or key < best:
+                best, chosen = key, Split(name, factor)
+    return chosen
+
+
+def _present(links: Links, role: str, factor: Factor, states: list[Placement | None]) -> bool:
+    return any(states[index] == Shard(dim, factor) for index, dim, _ in links.sites(role))
