@@ -1,0 +1,96 @@
+"""What the real processes of the tests run; beside the tests, so that a new process can import it."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from runtime_cases import LAYOUTS, cases
+
+from fxpar import runtime
+from fxpar.mesh import Mesh
+from fxpar.runtime.groups import Groups
+from fxpar.runtime.processes import connect
+
+
+def start(function, world: int, store: str) -> None:
+    """Run `function(rank)` in `world` processes with a gloo group."""
+    mp.spawn(_enter, args=(function, world, store), nprocs=world, join=True)
+
+
+def _enter(rank: int, function, world: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    function(rank)
+    dist.destroy_process_group()
+
+
+def everything(rank: int) -> None:
+    """All conversions, joined groups in both orders, transport, traffic, and one compiled conversion."""
+    groups = connect(Mesh({"dp": 1, "tp": 2}), ["tp", "dp+tp", "cp", "tp[0]"], device="cpu", timeout=60)
+    for layout in LAYOUTS[::2]:
+        for dtype in (torch.float64, torch.bfloat16, torch.int32, torch.bool):
+            for case in cases(2, layout, 1, dtype).values():
+                case.run(rank, groups.tp)
+    _groups_of_one(rank, groups)
+    _traffic(groups)
+    _transport(rank, groups)
+    _compiled(rank, groups)
+    groups.close()
+
+
+def four(_rank: int) -> None:
+    """Groups whose order is not that of the ranks."""
+    mesh = Mesh({"dp": 2, "tp": 2})
+    groups = connect(mesh, ["tp+dp"], device="cpu", timeout=60)
+    for case in cases(4, [2, 1, 1, 2], 0).values():
+        case.run(groups.index("tp+dp"), groups.tp_dp)
+    groups.close()
+
+
+def _groups_of_one(rank: int, groups: Groups) -> None:
+    x = torch.ones(2)
+    assert torch.equal(runtime.all_reduce(x, groups.cp), x)
+    assert ("tp[0]" in groups) == (rank == 0)
+    assert runtime.all_reduce(x, groups.world).tolist() == [2, 2]
+
+
+def _traffic(groups: Groups) -> None:
+    groups.counter.reset()
+    x = torch.ones(4, requires_grad=True)
+    runtime.all_gather(x, 0, groups.tp).sum().backward()
+    counter = groups.counter
+    assert (counter.calls(), counter.bytes("all_gather", phase="forward")) == (2, 16)
+    assert counter.bytes("reduce_scatter", phase="backward") == 16
+
+
+def _transport(rank: int, groups: Groups) -> None:
+    if rank == 0:
+        for value in range(3):
+            groups.transport.send(torch.full((2,), value), 1)
+        groups.transport.flush()
+    else:
+        like = torch.empty(2, dtype=torch.int64, device="meta")
+        assert [groups.transport.recv(0, like).tolist() for _ in range(3)] == [[0, 0], [1, 1], [2, 2]]
+
+
+def _compiled(rank: int, groups: Groups) -> None:
+    """Inductor sees the collectives themselves, forward and backward, and gives the same numbers."""
+    from torch._inductor.utils import run_and_get_code
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return runtime.all_gather(x.sin(), 1, groups.tp, layout=[1, 2, 1, 1]).cos()
+
+    def gradient(function) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.arange(6.0).reshape(2, 3).add(rank).requires_grad_()
+        y = function(x)
+        y.square().sum().backward()
+        return y.detach(), x.grad
+
+    compiled = torch.compile(forward, fullgraph=True)
+    result, code = run_and_get_code(lambda: gradient(compiled))
+    torch.testing.assert_close(result, gradient(forward))
+    text = "\n".join(code)
+    assert "_c10d_functional.all_gather_into_tensor" in text
+    assert "_c10d_functional.reduce_scatter_tensor" in text
+    assert "fxpar" not in text.replace("fxpar/", "")
