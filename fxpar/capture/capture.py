@@ -14,6 +14,7 @@ from fxpar.capture.failure import failure
 from fxpar.capture.flat import flat_graph
 from fxpar.capture.functional import functional
 from fxpar.capture.gradient import mark_gradients
+from fxpar.capture.masks import mark_masks
 from fxpar.capture.program import Input, Program
 from fxpar.errors import CaptureError
 
@@ -43,7 +44,9 @@ def capture(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any
         raise
     except Exception as error:
         raise _known(error) or failure(model, error) from error
-    return _program(model, traced, graph, ties)
+    program = _program(model, traced, graph, ties)
+    mark_masks(program)
+    return program
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
