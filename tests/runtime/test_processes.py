@@ -9,15 +9,10 @@ from fxpar.errors import RankError
 from fxpar.mesh import Mesh
 from fxpar.runtime.processes import connect
 
-pytestmark = pytest.mark.gloo
 
-
+@pytest.mark.gloo
 def test_two_processes(tmp_path):
     runtime_workers.start(runtime_workers.everything, 2, f"{tmp_path}/store")
-
-
-def test_groups_in_another_order_than_the_ranks(tmp_path):
-    runtime_workers.start(runtime_workers.four, 4, f"{tmp_path}/store")
 
 
 def test_a_process_group_must_exist():
