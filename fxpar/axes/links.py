@@ -50,6 +50,8 @@ class Links:
     terms: frozenset[int] = frozenset()
     """Operands that are added to a result that is summed over split roles: a bias."""
     rule: str = ""
+    sizes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Arguments that are the sizes of roles: `groups` of a convolution, `normalized_shape` of a norm."""
 
     def sites(self, role: str, *, outputs: bool = False) -> Iterator[tuple[int, int, Dim]]:
         """Where a role stands: (operand or output index, dim index, its resolved piece)."""
