@@ -87,10 +87,8 @@ class Naming:
         return self.axis(factor) or str(factor.size)
 
 
-def name(
-    found: Inference, inputs: Iterable[fx.Node], rules: Iterable[NamingRule], activations: set[fx.Node]
-) -> Naming:
-    """Give names to factors. `activations` are the nodes that depend on inputs as well as on parameters."""
+def name(found: Inference, inputs: Iterable[fx.Node], rules: Iterable[NamingRule]) -> Naming:
+    """Give names to factors, from what was seen of them at every node."""
     seen: dict[Factor, dict[str, fx.Node]] = defaultdict(dict)
     dependent = _dependent(found, inputs)
     for node in inputs:
