@@ -1,0 +1,207 @@
+"""Emit: from a flat graph to the text of a readable Python module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+
+from torch import fx
+
+from fxpar.emit import describe
+from fxpar.emit.access import access
+from fxpar.emit.arrange import arrange
+from fxpar.emit.body import Body, Context
+from fxpar.emit.carry import carried
+from fxpar.emit.classes import Classes, LayerClass, first_tensor_dtype
+from fxpar.emit.fold import PREFIX, SLOT, TEXT_SLOT, fold
+from fxpar.emit.frame import class_lines, frame
+from fxpar.emit.layers import Layer
+from fxpar.emit.literals import string
+from fxpar.emit.names import RESERVED, Names, wishes
+from fxpar.emit.text import STEP, Bracket, Statement, call
+
+_HELD = ("parameter", "buffer", "constant")
+
+
+def emit_module(
+    graph: fx.Graph,
+    *,
+    class_name: str,
+    title: str,
+    modules: Mapping[str, str],
+    ties: Mapping[str, str] | None = None,
+    persistent: Collection[str] | None = None,
+    plan: str = "",
+    source: str = "",
+) -> str:
+    """Return the text of a module with a class that computes a flat graph.
+
+    The class `class_name` holds the graph's parameters, buffers and constants under their original names. Its
+    `forward` takes the received values, then the inputs by the names of their placeholders, and returns the flat
+    tuple of outputs. The constructor takes `device`, and before it `groups` if the graph has collectives; tensors
+    come uninitialised. New tensors are made where the first tensor argument of `forward` is.
+
+    `modules` has the class name of every module of the model by path, `ties` every further name of a tensor with the
+    one it has in the graph, and `persistent` the names of what stands in checkpoints (default: all but constants).
+    `title`, `plan` and `source` (a hash of what the text was made from) go into its first lines.
+
+    The text is formatted as ruff does, and the same for the same graph. Raises EmitError for an argument in the graph
+    that has no text.
+    """
+    return (
+        "\n".join(_Emitter(graph, class_name, modules, ties or {}, persistent).lines(title, plan, source))
+        + "\n"
+    )
+
+
+class _Emitter:
+    def __init__(
+        self,
+        graph: fx.Graph,
+        class_name: str,
+        modules: Mapping[str, str],
+        ties: Mapping[str, str],
+        persistent: Collection[str] | None,
+    ) -> None:
+        self.graph, self.class_name, self.ties = graph, class_name, ties
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        self.held = [node for node in placeholders if node.meta["kind"] in _HELD]
+        given = [node for node in placeholders if node.meta["kind"] not in _HELD]
+        self.given = sorted(given, key=lambda node: node.meta["kind"] != "received")
+        self.context = Context(modules.get("", class_name), first_tensor_dtype(placeholders))
+        if persistent is None:
+            persistent = [node.meta["name"] for node in self.held if node.meta["kind"] == "buffer"]
+        self.classes = Classes(self.context, modules, self.held, frozenset(persistent), [class_name])
+        self.items = arrange(graph, modules, self.classes)
+
+    def lines(self, title: str, plan: str, source: str) -> Iterator[str]:
+        """Yield the lines of the whole text."""
+        stage = self.stage()
+        code = [line for kind in self.classes.found.values() for line in self.layer_class(kind)]
+        return frame([*code, *stage], self.class_name, self.context.imports, title, plan, source)
+
+    def layer_class(self, kind: LayerClass) -> Iterator[str]:
+        """Yield the lines of the class of a layer."""
+        layer = kind.layers[0]
+        declarations = [self.classes.declaration(node, layer.key.path) for node in kind.tensors]
+        body = self.classes.body(layer, kind.arguments)
+        shapes = [
+            f"{name}: {describe.value(node, self.context.usual)}"
+            for name, node in zip(kind.arguments, layer.inputs)
+        ]
+        code = [line for statement in body for line in statement.lines(STEP * 2)]
+        made = [line for statement in declarations for line in statement.lines(STEP * 2)]
+        title = f"{_listed(kind)}."
+        yield from class_lines(kind.name, title, made, kind.arguments, shapes, code, kind.uses_groups)
+
+    def stage(self) -> list[str]:
+        """Return the lines of the class itself."""
+        body = self.body()
+        uses_groups = any(kind.uses_groups for kind in self.classes.found.values())
+        made = list(fold(self.declarations(), {}, STEP * 2))
+        code = list(fold(body, self.children(), STEP * 2))
+        uses_groups = uses_groups or any("self.groups." in line for line in code)
+        shapes = [f"{node.name}: {describe.value(node, self.context.usual)}" for node in self.given]
+        arguments = [node.name for node in self.given]
+        title = f"All of {self.context.root} that runs here."
+        return list(class_lines(self.class_name, title, made, arguments, shapes, code, uses_groups))
+
+    def body(self) -> list[Statement]:
+        """Return the statements of the class's `forward`."""
+        names = Names(node.name for node in self.given)
+        scope = {node: access("self", node.meta["name"]) for node in self.held}
+        renamed = {node: names.give(node.name) for node in self.given if node.name in RESERVED}
+        scope |= {node: renamed.get(node, node.name) for node in self.given}
+        fixed = {node: renamed.get(node, name) for node, name in carried(self.items, names).items()}
+        body = Body(self.context, scope, names, fixed=fixed)
+        body.statements += [Statement(node.name, name) for node, name in renamed.items()]
+        for item in self.items:
+            if isinstance(item, tuple):
+                _call_layer(body, *item)
+            else:
+                body.extend(item)
+        (outputs,) = self.graph.output_node().args
+        body.give_back(outputs, always_tuple=True)  # type: ignore[arg-type]
+        return body.with_device(self.given)
+
+    def declarations(self) -> list[Statement]:
+        """Return the statements that make the tensors and layers of the class, in the order of the tensors."""
+        layers = {path: kind for kind in self.classes.found.values() for path in kind.paths}
+        statements: list[Statement] = []
+        made: set[str] = set()
+        for node in self.held:
+            path = _owner(node.meta["name"], layers)
+            if not path:
+                statements.append(self.classes.declaration(node))
+            elif path not in made:
+                statements.append(_construction(path, layers[path]))
+            made.add(path)
+        statements += [_construction(path, kind) for path, kind in layers.items() if path not in made]
+        names = {node.meta["name"] for node in self.held}
+        ties = {name: target for name, target in self.ties.items() if target in names}
+        return statements + [Statement(call("tie", "self", string(a), string(b))) for a, b in ties.items()]
+
+    def children(self) -> dict[str, list[int]]:
+        """Return the numbers of all children of each container of layers, by its text, in order."""
+        paths = [node.meta["name"] for node in self.held] + [
+            path for kind in self.classes.found.values() for path in kind.paths
+        ]
+        found: dict[str, list[int]] = {}
+        for container in {
+            path.rpartition(".")[0] for kind in self.classes.found.values() for path in kind.paths
+        }:
+            inside = [
+                path.removeprefix(f"{container}.") for path in paths if path.startswith(f"{container}.")
+            ]
+            children = list(dict.fromkeys(name.partition(".")[0] for name in inside))
+            if all(child.isdigit() for child in children):
+                found[access("self", container)] = [int(child) for child in children]
+        return found
+
+
+def _call_layer(body: Body, layer: Layer, kind: LayerClass) -> None:
+    """Add the call of a layer; the first call of its class names the arguments of the class's function."""
+    container, _, number = layer.key.path.rpartition(".")
+    arguments = [body.scope[value] for value in layer.inputs]
+    if not kind.arguments:
+        names = Names()
+        kind.arguments = [names.give(_argument(value, text)) for value, text in zip(layer.inputs, arguments)]
+    wished = wishes(layer.nodes, layer.key.path)
+    for node in layer.outputs:
+        body.scope[node] = body.fixed.get(node) or body.names.give(wished[node])
+    expression = Bracket(f"{access('self', container)}[{SLOT}](", tuple(arguments), ")")
+    notes = [describe.value(node, body.context.usual) for node in layer.outputs]
+    targets = ", ".join(body.scope[node] for node in layer.outputs)
+    body.statements.append(Statement(expression, targets, note=", ".join(notes), numbers=(int(number),)))
+    body.module = None
+
+
+def _argument(value: fx.Node, text: str) -> str:
+    """Return a name for an argument of a layer: that of the value it first gets, without a counting number."""
+    if value.meta.get("kind") in _HELD:
+        return ".".join(str(value.meta["name"]).split(".")[-2:])
+    return re.sub(r"_\d+$", "", text)
+
+
+def _construction(path: str, kind: LayerClass) -> Statement:
+    container, _, number = path.rpartition(".")
+    arguments = ["self.groups", "device"] if kind.uses_groups else ["device"]
+    name = f'{PREFIX}"{container}.{TEXT_SLOT}"'
+    expression = call("submodule", "self", name, f"{kind.name}({', '.join(arguments)})")
+    return Statement(expression, numbers=(int(number),))
+
+
+def _owner(name: str, layers: Mapping[str, LayerClass]) -> str:
+    """Return the layer that a tensor is in, or nothing."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(1, len(parts)))
+    return next((prefix for prefix in prefixes if prefix in layers), "")
+
+
+def _listed(kind: LayerClass) -> str:
+    """Return the layers of a class in short: `model.layers 0 to 79`."""
+    found: dict[str, list[int]] = {}
+    for path in kind.paths:
+        container, _, number = path.rpartition(".")
+        found.setdefault(container, []).append(int(number))
+    return "; ".join(f"{container} {describe.numbers(sorted(n))}" for container, n in found.items())
