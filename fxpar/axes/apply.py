@@ -32,7 +32,11 @@ class Binding:
             self.dims.setdefault(slot[0], ())
 
     def bind_product(self, slot: Slot, dim: Dim) -> None:
-        """Let `(h g)` stand for a dim; at most one of its roles may be of unknown size."""
+        """Let `(h g)` stand for a dim; at most one of its roles may be of unknown size. Size 1 is broadcast."""
+        if size_of(dim) == 1:
+            for role in slot:
+                self.dims.setdefault(role, ())
+            return
         known = prod(size_of(self.dims[role]) for role in slot if role in self.dims)
         unknown = [role for role in slot if role not in self.dims]
         if size_of(dim) % known or (not unknown and size_of(dim) != known):
