@@ -1,8 +1,8 @@
 """The backward walk: values that depend on parameters alone, or on inputs alone, are placed as they are consumed.
 
-    parameter    Shard where a consumer wants a slice; else Replicate where every use is by split work (its gradient is
-                 then summed once a step); else Invariant
-    input        whole; a value made from inputs is sliced as early as every consumer wants the same slice
+parameter    Shard where a consumer wants a slice; else Replicate where every use is by split work (its gradient is
+             then summed once a step); else Invariant
+input        whole; a value made from inputs is sliced as early as every consumer wants the same slice
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ def settle(problem: Problem, decision: Decision) -> None:
             _settle(problem, decision, node, demands)
 
 
-def _demand(demands: dict[tuple[fx.Node, int], list[Placement]], operands: Sequence[fx.Node], wants: Sequence[Placement]) -> None:
+def _demand(
+    demands: dict[tuple[fx.Node, int], list[Placement]],
+    operands: Sequence[fx.Node],
+    wants: Sequence[Placement],
+) -> None:
     for operand, want in zip(operands, wants):
         if op_name(operand) == "operator.getitem":
             demands[operand.args[0], operand.args[1]].append(want)  # type: ignore[index]
@@ -71,7 +75,8 @@ def _placeholder(node: fx.Node, wants: list[Placement]) -> Placement:
 
 def _unsplit(node: fx.Node, wants: list[Placement]) -> Placement:
     """Replicate where a gradient flows and every use is by split work; else Invariant."""
-    return REPLICATE if node.meta.get("grad") and wants and INVARIANT not in wants else INVARIANT
+    split_work = wants and all(want is REPLICATE or isinstance(want, Shard) for want in wants)
+    return REPLICATE if node.meta.get("grad") and split_work else INVARIANT
 
 
 def _common(links: Links, wants: list[list[Placement]]) -> Split | None:

@@ -94,7 +94,11 @@ def layout(dim: Dim, factor: Factor, cuts: Mapping[Factor, int]) -> list[int]:
             inner = local_size(dim[position + 1 :], cuts)
             if outer != 1:
                 raise ValueError("a concatenation inside a product is not split")
-            return [n * (inner if k % 2 else 1) for part in term.parts for k, n in enumerate(layout(part, factor, cuts))]
+            return [
+                n * (inner if k % 2 else 1)
+                for part in term.parts
+                for k, n in enumerate(layout(part, factor, cuts))
+            ]
         outer *= _local_term(term, cuts)
     raise ValueError("the factor does not stand in the dim")
 

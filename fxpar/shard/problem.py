@@ -30,6 +30,8 @@ class Problem:
     lazy: set[fx.Node] = field(default_factory=set)
     """Nodes that depend on parameters alone or on inputs alone: their placement follows their consumers."""
     given: dict[Factor, str] = field(default_factory=dict)
+    timed: frozenset[str] = frozenset()
+    """Mesh dims that are steps in time (microbatches), not ranks."""
 
     def rank(self, factor: Factor, mesh_dim: str) -> int | None:
         """The precedence with which a factor may be split over a mesh dim; None if it may not."""

@@ -1,7 +1,7 @@
 """The table of splits: which axis goes over which mesh dims.
 
     heads: tp
-    sequence: [cp, tp?]     # in this order; `?`: an instance that does not divide stays whole
+    sequence: [cp, "tp?"]   # in this order; `?`: an instance that does not divide stays whole
 
 Rows stand in the order of precedence: where an op could split several axes over one mesh dim, the first row wins.
 """
@@ -60,4 +60,6 @@ def check_known(table: Table, named: Collection[str]) -> None:
     """Raise PlanError for a row whose axis no rule ever names."""
     for axis, row in table.items():
         if axis not in named:
-            raise PlanError(f"no rule names an axis `{axis}`", place=row.place, details=yamlfile.suggest(axis, named))
+            raise PlanError(
+                f"no rule names an axis `{axis}`", place=row.place, details=yamlfile.suggest(axis, named)
+            )

@@ -79,7 +79,9 @@ def apply_split(decision: Decision, node: fx.Node, links: Links, split: Split) -
 
 def wanted(links: Links, split: Split, meaning: str) -> tuple[Placement, ...]:
     """What a split node wants of each operand."""
-    wants: list[Placement] = [PARTIAL if meaning == SUM and i in links.terms else REPLICATE for i in range(len(links.ins))]
+    wants: list[Placement] = [
+        PARTIAL if meaning == SUM and i in links.terms else REPLICATE for i in range(len(links.ins))
+    ]
     for index, dim, piece in links.sites(split.role):
         if piece:
             wants[index] = Shard(dim, split.factor)
@@ -130,7 +132,9 @@ def role_at(links: Links, operand: int, state: Shard, *, output: bool = False) -
     return None
 
 
-def _chosen(problem: Problem, decision: Decision, links: Links, states: list[Placement | None]) -> Split | None:
+def _chosen(
+    problem: Problem, decision: Decision, links: Links, states: list[Placement | None]
+) -> Split | None:
     """The split of highest precedence: by row of the table, then one that an operand already has, then by role."""
     best: tuple[int, int, int] | None = None
     chosen = None

@@ -1,0 +1,88 @@
+"""Which factor goes over which mesh dim, and whether it divides.
+
+Two mesh dims on one axis take separate factors: `sequence: [cp, tp]` refines 4096 into (2@cp 2048@tp).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from torch import fx
+
+from fxpar.axes.factor import Factor, leaves
+from fxpar.axes.unify import refine
+from fxpar.errors import FxparError, PlanError, raise_all
+from fxpar.shard.problem import Problem
+from fxpar.shard.table import Row
+
+
+def assign(problem: Problem) -> list[str]:
+    """Fill `problem.given`; returns a line for every instance of an optional split that stays whole.
+
+    Raises PlanError (several as Violations) for every split that does not divide.
+    """
+    errors: list[FxparError] = []
+    notes: list[str] = []
+    for axis, row in problem.table.items():
+        over = [m for m in row.over if m in problem.sizes]
+        failed: dict[tuple[str, int], list[Factor]] = defaultdict(list)
+        for factor in [f for f in problem.naming.rules if problem.naming.axis(f) == axis]:
+            if over and not factor.locked and factor.bound is None:
+                _assign(problem, row, over, factor, failed)
+        for (mesh_dim, size), factors in failed.items():
+            if mesh_dim in row.optional:
+                notes.append(
+                    f"{axis} = {size} stays whole: it does not divide over {mesh_dim} = {problem.sizes[mesh_dim]}"
+                )
+            else:
+                errors.append(_violation(problem, row, mesh_dim, size, factors))
+    raise_all(errors)
+    return notes
+
+
+def _assign(
+    problem: Problem, row: Row, over: list[str], factor: Factor, failed: dict[tuple[str, int], list[Factor]]
+) -> None:
+    rest = factor
+    for position, mesh_dim in enumerate(over):
+        parts = problem.sizes[mesh_dim]
+        if rest.size % parts:
+            failed[mesh_dim, factor.size].append(factor)
+            continue
+        if position == len(over) - 1 or rest.size == parts:
+            problem.given[rest] = mesh_dim
+            return
+        mine, others = refine(rest, parts, rest.size // parts)
+        for piece in (mine, others):
+            assert isinstance(piece, Factor)
+            problem.naming.rules[piece] = problem.naming.rules[factor]
+        problem.given[mine] = mesh_dim  # type: ignore[index]
+        rest = others  # type: ignore[assignment]
+
+
+def _violation(problem: Problem, row: Row, mesh_dim: str, size: int, factors: list[Factor]) -> FxparError:
+    number = problem.sizes[mesh_dim]
+    divisors = [str(n) for n in range(1, size + 1) if size % n == 0]
+    shown = divisors if len(divisors) <= 12 else [*divisors[:11], "...", divisors[-1]]
+    allowed = f"{', '.join(shown[:-1])} or {shown[-1]}" if len(shown) > 1 else shown[0]
+    details = [f"{where(problem, factors[0])}: {row.axis} = {size}, {mesh_dim} = {number}"]
+    if len(factors) > 1:
+        details.append(f"and {len(factors) - 1} more of that size")
+    what = f"axis `{row.axis}` does not divide over `{mesh_dim}`"
+    return PlanError(what, place=row.place, details=[*details, f"{mesh_dim} may be {allowed}"])
+
+
+def where(problem: Problem, factor: Factor) -> str:
+    """A parameter that has the factor, with the source line that uses it; else a node of the model."""
+    node = _holder(problem, problem.graph.find_nodes(op="placeholder"), factor)
+    if node is None:
+        node = next(iter(problem.naming.sightings[factor].values()))
+        return f"{node.meta.get('module') or 'the model'} ({node.meta.get('source')})"
+    source = next((u.meta["source"] for u in node.users if u.meta.get("source")), "")
+    return f"{node.meta['name']}" + (f" ({source})" if source else "")
+
+
+def _holder(problem: Problem, nodes: Iterable[fx.Node], factor: Factor) -> fx.Node | None:
+    parameters = (n for n in nodes if n.meta["kind"] == "parameter")
+    return next((n for n in parameters if any(factor in [*leaves(dim)] for dim in problem.found.of(n))), None)

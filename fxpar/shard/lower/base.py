@@ -1,0 +1,68 @@
+"""What a lowering is, and the site that it rewrites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import fx
+
+from fxpar.axes.schema import arguments
+from fxpar.mesh import GroupName, joined
+from fxpar.shard.placement import Placement
+
+
+class Builder(Protocol):
+    """What a lowering may ask of the rewrite of the graph."""
+
+    def whole(self, old: fx.Node, consumer: fx.Node) -> fx.Node:
+        """The new node that holds a value Invariant over every mesh dim."""
+
+    def call(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: fx.Node, val: Any = None
+    ) -> fx.Node:
+        """Append a call that stands for the old node `like`."""
+
+    def seed(self) -> fx.Node:
+        """The placeholder of the seed of one forward call."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One node to be rewritten: its operands converted to what it wants, its splits by mesh dim."""
+
+    builder: Builder
+    node: fx.Node
+    operands: tuple[fx.Node, ...]
+    splits: Mapping[str, str]
+    """The role that each mesh dim splits, outermost mesh dim first."""
+    held: Mapping[str, Placement]
+    """The placement of the node's output."""
+    timed: frozenset[str]
+    """Mesh dims that are steps in time, not ranks: there is no group to talk to."""
+
+    def split_over(self, *roles: str) -> list[str]:
+        """The mesh dims that split any of these roles."""
+        return [mesh_dim for mesh_dim, role in self.splits.items() if role in roles]
+
+    def group(self, mesh_dims: list[str]) -> GroupName:
+        """The group that spans mesh dims; there must be one at least."""
+        return GroupName(joined(mesh_dims))
+
+    def argument(self, name: str) -> Any:
+        """An argument of the old node by name."""
+        return arguments(self.node)[name]
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """A lowering: the ops it serves, what its output is when a role is split, and the rewrite.
+
+    `rewrite` returns None where the op may stay as it is.
+    """
+
+    name: str
+    ops: tuple[str, ...]
+    output: Callable[[fx.Node, str], Placement]
+    rewrite: Callable[[Site], fx.Node | None]

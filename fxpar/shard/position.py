@@ -1,0 +1,82 @@
+"""Where in the new graph a conversion stands, and to which module of the model it is counted.
+
+It belongs to the unit (the repeated layer) of its consumers if they all are in one, which is not the producer's;
+else to the producer. So that layers of one shape stay alike, whatever is before and after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import fx
+
+from fxpar.axes.infer import Inference
+
+
+class Positions:
+    """Finds the place of each conversion while the new graph is being built."""
+
+    def __init__(self, graph: fx.Graph, found: Inference) -> None:
+        self.graph = graph
+        self.found = found
+        self.head: fx.Node | None = None
+        """The last placeholder."""
+        self._seed: fx.Node | None = None
+
+    @contextmanager
+    def place(self, new: fx.Node, old: fx.Node, consumer: fx.Node) -> Iterator[str]:
+        """Insert what is made inside the context in its place; gives the path of the module it is counted to."""
+        units = {unit(user.meta.get("module", "")) for user in old.users if user.op != "output"}
+        mine = old.meta.get("module", "")
+        if units == {unit(consumer.meta.get("module", ""))} and (
+            unit(mine) not in units or new.op == "placeholder"
+        ):
+            yield common([user.meta.get("module", "") for user in old.users])
+            return
+        after = self.head if new.op == "placeholder" else new
+        assert after is not None
+        with self.graph.inserting_after(after):
+            yield mine
+        if new.op == "placeholder":
+            self.head = after.next
+
+    def seed(self, graph: fx.Graph) -> fx.Node:
+        """The placeholder of the seed, after all others."""
+        if self._seed is None:
+            last = next(node for node in reversed(self.graph.nodes) if node.op == "placeholder")
+            with self.graph.inserting_after(last):
+                self._seed = self.graph.placeholder("seed")
+            value = next(n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), torch.Tensor))
+            val = value.new_empty((), dtype=torch.int64)
+            self._seed.meta = {
+                "kind": "prepared",
+                "name": "seed",
+                "val": val,
+                "grad": False,
+                "module": "",
+                "source": "",
+            }
+            if self.head is last:
+                self.head = self._seed
+        return self._seed
+
+
+def unit(path: str) -> str:
+    """The innermost repeated module that a path lies in: the path up to its last number, or nothing."""
+    words = path.split(".")
+    while words and not words[-1].isdigit():
+        words.pop()
+    return ".".join(words)
+
+
+def common(paths: list[str]) -> str:
+    """The longest module path that contains all of these."""
+    words = [path.split(".") for path in paths]
+    shared = []
+    for level in zip(*words):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared)

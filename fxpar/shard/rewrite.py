@@ -1,0 +1,220 @@
+"""The rewrite: a new graph with local sizes, in which every operand comes in the placement that its op wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxpar.axes.factor import Dim, resolve, text
+from fxpar.axes.links import Dims
+from fxpar.axes.local import localize
+from fxpar.axes.schema import op_name
+from fxpar.errors import ShardError
+from fxpar.shard.convert import Step, normal, order, step
+from fxpar.shard.lower import BY_OP
+from fxpar.shard.lower.base import Site
+from fxpar.shard.placement import INVARIANT, Placement, Shard, local_shape, local_size, shards_of
+from fxpar.shard.position import Positions
+from fxpar.shard.problem import Problem
+from fxpar.shard.walk import Decision
+
+Held = dict[str, Placement]
+
+
+class Rewrite:
+    """Builds the sharded graph from the decisions for every mesh dim."""
+
+    def __init__(self, problem: Problem, decisions: Mapping[str, Decision]) -> None:
+        self.problem = problem
+        self.decisions = decisions
+        self.graph = fx.Graph()
+        self.positions = Positions(self.graph, problem.found)
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.converted: dict[tuple[fx.Node, frozenset[tuple[str, Placement]]], fx.Node] = {}
+        self.consumer: fx.Node | None = None
+
+    def run(self) -> fx.Graph:
+        """Rewrite every node in order, then the outputs."""
+        for node in self.problem.graph.nodes:
+            self.consumer = node
+            if node.op == "placeholder":
+                self._placeholder(node)
+            elif node.op == "call_function":
+                self._call(node)
+            else:
+                self._output(node)
+        self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        self.graph.lint()
+        return self.graph
+
+    def held(self, node: fx.Node, index: int = 0) -> Held:
+        """The placements of a node's output, without mesh dims over which it is Invariant."""
+        grad = bool(node.meta.get("grad"))
+        states = {
+            m: normal(d.states[node][index], grad) for m, d in self.decisions.items() if node in d.states
+        }
+        return {m: state for m, state in states.items() if state is not INVARIANT}
+
+    def dims(self, node: fx.Node, index: int = 0) -> Dims:
+        """The resolved dims of one output of a node."""
+        return tuple(resolve(dim) for dim in self.problem.found.dims[node][index])
+
+    def whole(self, old: fx.Node, consumer: fx.Node) -> fx.Node:
+        """The new node that holds a value Invariant over every mesh dim."""
+        return self._convert(old, {}, consumer)
+
+    def seed(self) -> fx.Node:
+        """The placeholder of the seed of one forward call, made when it is first asked for."""
+        return self.positions.seed(self.problem.graph)
+
+    def call(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: fx.Node, val: Any = None
+    ) -> fx.Node:
+        """Append a call that stands for the old node `like`; `val` where it is no tensor of the shape of `like`."""
+        new = self.graph.call_function(target, args, kwargs)
+        new.meta = {
+            k: v for k, v in like.meta.items() if k in ("module", "source", "call", "grad", "creates")
+        }
+        new.meta["val"] = val if val is not None else self._local_val(like)
+        self._describe(new, like)
+        return new
+
+    def _placeholder(self, node: fx.Node) -> None:
+        new = self.graph.placeholder(node.name)
+        new.meta = dict(node.meta)
+        if isinstance(node.meta["val"], torch.Tensor):
+            new.meta["val"] = self._local_val(node)
+            self._describe(new, node)
+        self.env[node] = self.positions.head = new
+
+    def _call(self, node: fx.Node) -> None:
+        if op_name(node) == "operator.getitem":
+            self.env[node] = self.call(node.target, (self.env[node.args[0]], node.args[1]), {}, node)  # type: ignore[index]
+            return
+        links = self.problem.found.links[node]
+        operands = tuple(
+            self._convert(operand, {m: d.wants[node][i] for m, d in self.decisions.items()}, node)
+            for i, operand in enumerate(links.operands)
+        )
+        site = Site(self, node, operands, self._roles(node), self.held(node), self.problem.timed)
+        lowering = BY_OP.get(op_name(node))
+        self.env[node] = (lowering.rewrite(site) if lowering else None) or self._plain(node, operands)
+
+    def _roles(self, node: fx.Node) -> dict[str, str]:
+        return {m: d.splits[node].role for m, d in self.decisions.items() if node in d.splits}
+
+    def _plain(self, node: fx.Node, operands: tuple[fx.Node, ...]) -> fx.Node:
+        """The same op on local operands, with local sizes."""
+        target, args, kwargs = localize(
+            node, self.problem.found, self._local_dim, lambda dim: self._length(node, dim)
+        )
+        remaining = iter(operands)
+        args, kwargs = fx.node.map_arg((args, kwargs), lambda _: next(remaining))
+        return self.call(target, args, kwargs, node)
+
+    def _local_dim(self, node: fx.Node, index: int, dim: int) -> int:
+        return local_shape(self.dims(node, index), self.held(node, index), self.problem.sizes)[dim]
+
+    def _length(self, node: fx.Node, dim: Dim) -> int:
+        """The local length of a part of a dim that the node's split cuts."""
+        cuts = {
+            d.splits[node].factor: self.problem.sizes[m]
+            for m, d in self.decisions.items()
+            if node in d.splits
+        }
+        return local_size(resolve(dim), cuts)
+
+    def _local_val(self, node: fx.Node) -> Any:
+        value = node.meta["val"]
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._resized(node, v, i) for i, v in enumerate(value))
+        return self._resized(node, value, 0) if isinstance(value, torch.Tensor) else value
+
+    def _resized(self, node: fx.Node, value: Any, index: int) -> Any:
+        shape = local_shape(self.dims(node, index), self.held(node, index), self.problem.sizes)
+        return value if tuple(value.shape) == shape else value.new_empty(shape)
+
+    def _output(self, node: fx.Node) -> None:
+        """Scalars and Partial outputs are completed; split ones stay, their placement is in `meta['held']`."""
+        outputs = []
+        for old in node.args[0]:  # type: ignore[union-attr]
+            outputs.append(self._complete(old, node) if isinstance(old, fx.Node) else old)
+        self.graph.output(tuple(outputs))
+
+    def _complete(self, old: fx.Node, consumer: fx.Node) -> fx.Node:
+        keep = {m: s for m, s in self.held(old).items() if isinstance(s, Shard) or m in self.problem.timed}
+        return self._convert(old, keep, consumer)
+
+    def _convert(self, old: fx.Node, wants: Mapping[str, Placement], consumer: fx.Node) -> fx.Node:
+        """The value of an old node in the placement that a consumer wants, made once for all that want the same."""
+        grad = bool(old.meta.get("grad"))
+        held, new = self.held(old), self.env[old]
+        targets = {m: normal(wants.get(m, INVARIANT), grad) for m in self.decisions}
+        changes = {m: (held.get(m, INVARIANT), t) for m, t in targets.items() if held.get(m, INVARIANT) != t}
+        for mesh_dim in order(changes):
+            change = step(self.dims(old), held, mesh_dim, targets[mesh_dim], self.problem.sizes, grad)
+            held = {**held, mesh_dim: targets[mesh_dim]}
+            held = {m: s for m, s in held.items() if s is not INVARIANT}
+            if change is None or self._in_time(change, consumer, grad):
+                continue
+            key = (old, frozenset(held.items()))
+            if key not in self.converted:
+                self.converted[key] = self._insert(change, new, old, held, consumer)
+            new = self.converted[key]
+        return new
+
+    def _in_time(self, change: Step, consumer: fx.Node, grad: bool) -> bool:
+        """Whether a step over a mesh dim of time is no step at all; only slices of inputs are steps there."""
+        if change.mesh_dim not in self.problem.timed:
+            return False
+        if change.source is INVARIANT and not isinstance(change.target, Shard):
+            return True
+        if isinstance(change.target, Shard) and not grad:
+            return False
+        raise ShardError(
+            f"microbatches mix at `{op_name(consumer)}`: it needs the whole batch",
+            details=[f"{consumer.meta.get('module')} ({consumer.meta.get('source')})", "use one microbatch"],
+        )
+
+    def _insert(self, change: Step, new: fx.Node, old: fx.Node, held: Held, consumer: fx.Node) -> fx.Node:
+        with self.positions.place(new, old, consumer) as module:
+            made = self.graph.call_function(change.operator, (new, *change.arguments))
+        shape = local_shape(self.dims(old), held, self.problem.sizes)
+        made.meta = {"val": new.meta["val"].new_empty(shape), "grad": old.meta.get("grad"), "module": module}
+        made.meta["source"] = old.meta.get("source", "")
+        made.meta["rule"] = self._rule(change, old, consumer)
+        self._describe(made, old, held)
+        return made
+
+    def _rule(self, change: Step, old: fx.Node, consumer: fx.Node) -> str:
+        """The row of the table that asked for a conversion: what its target, else its source, is split by."""
+        decision = self.decisions[change.mesh_dim]
+        for node in (consumer, old):
+            factor = decision.splits[node].factor if node in decision.splits else None
+            axis = self.problem.naming.axis(factor) if factor else None
+            if axis and axis in self.problem.table:
+                return self.problem.table[axis].source
+        return ""
+
+    def _describe(self, new: fx.Node, old: fx.Node, held: Held | None = None) -> None:
+        """Note dims and placements in words, for comments and for `explain`."""
+        if not isinstance(new.meta["val"], torch.Tensor):
+            return
+        held = self.held(old) if held is None else held
+        dims = self.dims(old)
+        new.meta["dims"] = tuple(text(dim, self.problem.naming.word) for dim in dims)
+        new.meta["held"] = held
+        words = [f"{self._word(s)} over {m}" for m, s in held.items()]
+        if words:
+            new.meta["placement"] = ", ".join(words)
+        rows = [self.problem.naming.axis(f) for i in range(len(dims)) for f in shards_of(held, i)]
+        if rows and "rule" not in new.meta:
+            new.meta["rule"] = ", ".join(dict.fromkeys(self.problem.table[r].source for r in rows if r))
+
+    def _word(self, placement: Placement) -> str:
+        if isinstance(placement, Shard):
+            return f"Shard({placement.dim}, {self.problem.naming.word(placement.factor)})"
+        return placement.name.capitalize()
