@@ -50,6 +50,14 @@ def define(
     return cast(Operator, operator)
 
 
+def define_composite(schema: str, forward: Operator) -> Operator:
+    """Register an operator that is a mere name for others: tracing and autograd see those that `forward` calls."""
+    name = schema.split("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+    _library.impl(name, forward, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+    return cast(Operator, getattr(getattr(torch.ops, NAMESPACE), name).default)
+
+
 def register_autograd(operator: Operator, backward: Operator, setup: Operator) -> None:
     """Give an operator a gradient that needs saved tensors; see torch.library.register_autograd."""
     name = cast(Any, operator)._schema.name
