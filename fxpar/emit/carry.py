@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import fx
 
 from fxpar.emit.arrange import Item
 from fxpar.emit.layers import Layer
-from fxpar.emit.names import Names
+from fxpar.emit.names import Names, wishes
 
 _HELD = ("parameter", "buffer", "constant")
 #: The name of a value that goes from layer to layer.
@@ -63,3 +63,21 @@ def _last_uses(items: Sequence[Item]) -> dict[fx.Node, int]:
             places[value] = place
     returned = (value for value in places if any(user.op == "output" for user in value.users))
     return places | {value: len(items) for value in list(returned)}
+
+
+def gathered(items: Sequence[Item], fixed: Collection[fx.Node]) -> dict[fx.Node, str]:
+    """Return the results of layers that are gathered in lists, with the name of what they are.
+
+    Those are the results that no other layer uses and that several layers of a container have: the scores of every
+    router, for a loss at the end. `fixed` are values that have a name already.
+    """
+    inside = {node for item in items if isinstance(item, tuple) for node in item[0].nodes}
+    found: dict[str, list[fx.Node]] = {}
+    for item in items:
+        if isinstance(item, tuple):
+            layer, _ = item
+            own, wished = set(layer.nodes), wishes(layer.nodes, layer.key.path)
+            for node in layer.outputs:
+                if node not in fixed and not any(user in inside and user not in own for user in node.users):
+                    found.setdefault(f"{layer.key.container}.{wished[node]}", []).append(node)
+    return {node: name for name, nodes in found.items() if len(nodes) > 1 for node in nodes}

@@ -111,14 +111,14 @@ def _loop(
 ) -> Iterator[str]:
     steps = _steps(block, following)
     step = next((step for step in steps if step), 0)
-    found = _LAYER.match(flat(block[0].expression))
-    if len(block) == 1 and found and step == 1 and steps == [1]:
-        container = found["container"]
-        first = block[0].numbers[0]
+    found = next((match for one in block if (match := _LAYER.match(flat(one.expression)))), None)
+    if found and steps == [1]:
+        container, (first,) = found["container"], _numbers(block)
         whole = list(children.get(container, ())) == list(range(first, first + count))
         layers = container if whole else f"{container}[{first}:{first + count}]"
         yield f"{indent}for layer in {layers}:"
-        yield from _on_layer(block[0], f"{container}[{SLOT}]").lines(indent + STEP)
+        for statement in block:
+            yield from _on_layer(statement, f"{container}[{SLOT}]").lines(indent + STEP)
         return
     start = next((number for number, step in zip(_numbers(block), steps) if step), 0)
     yield f"{indent}for {_range(start, step, count)}:"
@@ -129,7 +129,8 @@ def _loop(
 
 def _on_layer(statement: Statement, layer: str) -> Statement:
     expression = statement.expression
-    assert isinstance(expression, Bracket)
+    if not statement.numbers or not isinstance(expression, Bracket):
+        return statement
     called = Bracket(expression.open.replace(layer, "layer"), expression.items, expression.close)
     return replace(statement, expression=called, numbers=())
 

@@ -24,7 +24,7 @@ class Key:
 
 @dataclass(eq=False)
 class Layer:
-    """The nodes of one call of one layer, with the values that go in and out, each in the order of their use."""
+    """The nodes of one call of one layer, with the values that go in, by first use, and out, the last one first."""
 
     key: Key
     nodes: list[fx.Node]
@@ -44,7 +44,8 @@ class Layer:
         used = (value for node in self.nodes for value in node.all_input_nodes)
         outside = (value for value in used if value not in inside)
         self.inputs = [value for value in dict.fromkeys(outside) if not self.owns(value)]
-        self.outputs = [node for node in self.nodes if any(user not in inside for user in node.users)]
+        made = [node for node in self.nodes if any(user not in inside for user in node.users)]
+        self.outputs = made[-1:] + made[:-1]
 
 
 def candidates(modules: Mapping[str, str]) -> dict[str, int]:

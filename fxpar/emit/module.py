@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 
 from torch import fx
@@ -10,17 +9,13 @@ from torch import fx
 from fxpar.emit import describe
 from fxpar.emit.access import access
 from fxpar.emit.arrange import arrange
-from fxpar.emit.body import Body, Context
-from fxpar.emit.carry import carried
+from fxpar.emit.body import Context
 from fxpar.emit.classes import Classes, LayerClass, first_tensor_dtype
-from fxpar.emit.fold import PREFIX, SLOT, TEXT_SLOT, fold
+from fxpar.emit.fold import PREFIX, TEXT_SLOT, fold
 from fxpar.emit.frame import class_lines, frame
-from fxpar.emit.layers import Layer
 from fxpar.emit.literals import string
-from fxpar.emit.names import RESERVED, Names, wishes
-from fxpar.emit.text import STEP, Bracket, Statement, call
-
-_HELD = ("parameter", "buffer", "constant")
+from fxpar.emit.stage import HELD, forward
+from fxpar.emit.text import STEP, Statement, call
 
 
 def emit_module(
@@ -65,8 +60,8 @@ class _Emitter:
     ) -> None:
         self.graph, self.class_name, self.ties = graph, class_name, ties
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        self.held = [node for node in placeholders if node.meta["kind"] in _HELD]
-        given = [node for node in placeholders if node.meta["kind"] not in _HELD]
+        self.held = [node for node in placeholders if node.meta["kind"] in HELD]
+        given = [node for node in placeholders if node.meta["kind"] not in HELD]
         self.given = sorted(given, key=lambda node: node.meta["kind"] != "received")
         self.context = Context(modules.get("", class_name), first_tensor_dtype(placeholders))
         if persistent is None:
@@ -96,7 +91,8 @@ class _Emitter:
 
     def stage(self) -> list[str]:
         """Return the lines of the class itself."""
-        body = self.body()
+        (outputs,) = self.graph.output_node().args
+        body = forward(self.context, self.items, self.held, self.given, outputs)  # type: ignore[arg-type]
         uses_groups = any(kind.uses_groups for kind in self.classes.found.values())
         made = list(fold(self.declarations(), {}, STEP * 2))
         code = list(fold(body, self.children(), STEP * 2))
@@ -105,24 +101,6 @@ class _Emitter:
         arguments = [node.name for node in self.given]
         title = f"All of {self.context.root} that runs here."
         return list(class_lines(self.class_name, title, made, arguments, shapes, code, uses_groups))
-
-    def body(self) -> list[Statement]:
-        """Return the statements of the class's `forward`."""
-        names = Names(node.name for node in self.given)
-        scope = {node: access("self", node.meta["name"]) for node in self.held}
-        renamed = {node: names.give(node.name) for node in self.given if node.name in RESERVED}
-        scope |= {node: renamed.get(node, node.name) for node in self.given}
-        fixed = {node: renamed.get(node, name) for node, name in carried(self.items, names).items()}
-        body = Body(self.context, scope, names, fixed=fixed)
-        body.statements += [Statement(node.name, name) for node, name in renamed.items()]
-        for item in self.items:
-            if isinstance(item, tuple):
-                _call_layer(body, *item)
-            else:
-                body.extend(item)
-        (outputs,) = self.graph.output_node().args
-        body.give_back(outputs, always_tuple=True)  # type: ignore[arg-type]
-        return body.with_device(self.given)
 
     def declarations(self) -> list[Statement]:
         """Return the statements that make the tensors and layers of the class, in the order of the tensors."""
@@ -157,30 +135,6 @@ class _Emitter:
             if all(child.isdigit() for child in children):
                 found[access("self", container)] = [int(child) for child in children]
         return found
-
-
-def _call_layer(body: Body, layer: Layer, kind: LayerClass) -> None:
-    """Add the call of a layer; the first call of its class names the arguments of the class's function."""
-    container, _, number = layer.key.path.rpartition(".")
-    arguments = [body.scope[value] for value in layer.inputs]
-    if not kind.arguments:
-        names = Names()
-        kind.arguments = [names.give(_argument(value, text)) for value, text in zip(layer.inputs, arguments)]
-    wished = wishes(layer.nodes, layer.key.path)
-    for node in layer.outputs:
-        body.scope[node] = body.fixed.get(node) or body.names.give(wished[node])
-    expression = Bracket(f"{access('self', container)}[{SLOT}](", tuple(arguments), ")")
-    notes = [describe.value(node, body.context.usual) for node in layer.outputs]
-    targets = ", ".join(body.scope[node] for node in layer.outputs)
-    body.statements.append(Statement(expression, targets, note=", ".join(notes), numbers=(int(number),)))
-    body.module = None
-
-
-def _argument(value: fx.Node, text: str) -> str:
-    """Return a name for an argument of a layer: that of the value it first gets, without a counting number."""
-    if value.meta.get("kind") in _HELD:
-        return ".".join(str(value.meta["name"]).split(".")[-2:])
-    return re.sub(r"_\d+$", "", text)
 
 
 def _construction(path: str, kind: LayerClass) -> Statement:

@@ -38,8 +38,9 @@ class Names:
 
 
 def identifier(text: str) -> str:
-    """Return a text as a short Python identifier."""
-    name = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_")[:_LIMIT].strip("_")
+    """Return a text as a short Python identifier in small letters."""
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", text).lower()
+    name = re.sub(r"\W+", "_", snake, flags=re.ASCII).strip("_")[:_LIMIT].strip("_")
     return name if name and not name[0].isdigit() else f"value_{name}".strip("_")
 
 

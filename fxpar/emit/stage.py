@@ -1,0 +1,105 @@
+"""The `forward` of a module: the nodes between the layers, and the calls of the layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import fx
+
+from fxpar.emit import describe
+from fxpar.emit.access import access
+from fxpar.emit.arrange import Item
+from fxpar.emit.body import Body, Context
+from fxpar.emit.carry import carried, gathered
+from fxpar.emit.classes import LayerClass
+from fxpar.emit.fold import SLOT
+from fxpar.emit.layers import Layer
+from fxpar.emit.names import RESERVED, Names, wishes
+from fxpar.emit.text import Bracket, Statement, call
+
+HELD = ("parameter", "buffer", "constant")
+
+
+def forward(
+    context: Context,
+    items: Sequence[Item],
+    held: Sequence[fx.Node],
+    given: Sequence[fx.Node],
+    outputs: Sequence[object],
+) -> list[Statement]:
+    """Return the statements of a `forward` that takes `given` and returns the tuple of `outputs`.
+
+    `held` are the module's own tensors. Calls of layers have the layer's number in a slot.
+    """
+    names = Names(node.name for node in given)
+    renamed = {node: names.give(node.name) for node in given if node.name in RESERVED}
+    scope = {node: access("self", node.meta["name"]) for node in held}
+    scope |= {node: renamed.get(node, node.name) for node in given}
+    fixed = carried(items, names)
+    fixed |= {node: renamed[node] for node in fixed if node in renamed}
+    stage = _Stage(context, scope, names, fixed, gathered(items, fixed))
+    stage.statements += [Statement(node.name, name) for node, name in renamed.items()]
+    for item in items:
+        if isinstance(item, tuple):
+            stage.call_layer(*item)
+        else:
+            stage.extend(item)
+    stage.give_back(outputs, always_tuple=True)
+    return stage.with_device(given)
+
+
+class _Stage(Body):
+    """Collects the statements. A value in `gathered` goes, by its name there, into a list of its like."""
+
+    def __init__(
+        self,
+        context: Context,
+        scope: Mapping[fx.Node, str],
+        names: Names,
+        fixed: Mapping[fx.Node, str],
+        gathered: Mapping[fx.Node, str],
+    ) -> None:
+        super().__init__(context, scope, names, fixed=fixed)
+        self.gathered = gathered
+        self.elements: dict[str, tuple[str, str]] = {}
+
+    def call_layer(self, layer: Layer, kind: LayerClass) -> None:
+        """Add the call of a layer; the first call of its class names the arguments of the class's function."""
+        container, _, number = layer.key.path.rpartition(".")
+        arguments = [self.scope[value] for value in layer.inputs]
+        if not kind.arguments:
+            names = Names()
+            kind.arguments = [names.give(_argument(*pair)) for pair in zip(layer.inputs, arguments)]
+        wished = wishes(layer.nodes, layer.key.path)
+        targets = [self.target(node, wished[node]) for node in layer.outputs]
+        expression = Bracket(f"{access('self', container)}[{SLOT}](", tuple(arguments), ")")
+        note = ", ".join(describe.value(node, self.context.usual) for node in layer.outputs)
+        self.statements.append(Statement(expression, ", ".join(targets), note=note, numbers=(int(number),)))
+        for node in layer.outputs:
+            if node in self.gathered:
+                element, together = self.elements[self.gathered[node]]
+                self.statements.append(Statement(call(f"{together}.append", element)))
+        self.module = None
+
+    def target(self, node: fx.Node, wish: str) -> str:
+        """Name a result of a layer; the first of a list starts the list."""
+        if node not in self.gathered:
+            self.scope[node] = self.fixed.get(node) or self.names.give(wish)
+            return self.scope[node]
+        key = self.gathered[node]
+        if key not in self.elements:
+            self.elements[key] = (self.names.give(wish), self.names.give(f"all_{wish}"))
+            self.statements.append(Statement("[]", self.elements[key][1]))
+        element, together = self.elements[key]
+        values = self.calls.lists.setdefault(together, [])
+        self.scope[node] = f"{together}[{len(values)}]"
+        values.append(node)
+        return element
+
+
+def _argument(value: fx.Node, text: str) -> str:
+    """Return a name for an argument of a layer: that of the value it first gets, without a counting number."""
+    if value.meta.get("kind") in HELD:
+        return ".".join(str(value.meta["name"]).split(".")[-2:])
+    return re.sub(r"_\d+$|\W.*", "", text)
