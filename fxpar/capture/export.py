@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import logging
 import warnings
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxpar.capture.arguments import arguments
 from fxpar.capture.fake import fake_like, fake_mode, faked
 from fxpar.capture.functions import Calls, kept
 from fxpar.capture.tree import flatten, leaf_names, plain
@@ -48,7 +48,7 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> T
     Raises CaptureError where arguments do not fit `forward`, or are no tensors, numbers or strings; what goes wrong
     inside the model is raised as it is.
     """
-    names = _named(model, args, kwargs)
+    names = _leaves(model, arguments(model, args, kwargs))
     mode = fake_mode()
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     flat = [fake_like(leaf.detach(), mode) for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -56,6 +56,18 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> T
     with _untouched(), _quiet(), faked(model, mode), kept() as calls:
         exported = torch.export.export(shell, tuple(flat), strict=False)
     return Traced(exported, names, shell.outputs, shell.out_spec, calls)
+
+
+def _leaves(model: nn.Module, given: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Name and value of every leaf of the arguments, in the order in which they are given."""
+    leaves = [leaf for name, value in given.items() for leaf in flatten(name, value)]
+    for name, value in leaves:
+        if not isinstance(value, (*_LITERALS, torch.Tensor)):
+            what = f"input `{name}` of `{type(model).__name__}` is a {type(value).__name__}"
+            raise CaptureError(
+                what, details=["inputs are tensors, numbers, strings, or lists and dicts of them"]
+            )
+    return leaves
 
 
 class _Shell(nn.Module):
@@ -95,35 +107,6 @@ class _Found:
 
     leaves: list[Any] = field(default_factory=list)
     spec: pytree.TreeSpec | None = None
-
-
-def _named(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Name and value of every leaf of the arguments, in the order in which they are given."""
-    try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
-    except TypeError as error:
-        what = f"the inputs do not fit `{type(model).__name__}.forward`: {error}"
-        raise CaptureError(what, details=[f"forward{inspect.signature(model.forward)}"]) from None
-    order = _positional(bound, len(args)) + [(name, kwargs[name]) for name in kwargs]
-    leaves = [leaf for name, value in order for leaf in flatten(name, value)]
-    for name, value in leaves:
-        if not isinstance(value, (*_LITERALS, torch.Tensor)):
-            what = f"input `{name}` of `{type(model).__name__}` is a {type(value).__name__}"
-            raise CaptureError(
-                what, details=["inputs are tensors, numbers, strings, or lists and dicts of them"]
-            )
-    return leaves
-
-
-def _positional(bound: inspect.BoundArguments, count: int) -> list[tuple[str, Any]]:
-    named: list[tuple[str, Any]] = []
-    for name, value in bound.arguments.items():
-        kind = bound.signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            named += [(f"{name}.{index}", item) for index, item in enumerate(value)]
-        else:
-            named.append((name, value))
-    return named[:count]
 
 
 @contextlib.contextmanager

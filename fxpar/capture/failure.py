@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,13 @@ from torch import nn
 
 from fxpar.errors import CaptureError
 
-_OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<string>", "<frozen")
+_OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _DATA_DEPENDENT = ("DataDependent", "data-dependent", "unbacked", "GuardOnDataDependent", "item()", "nonzero")
 
 
 def failure(model: nn.Module, error: BaseException) -> CaptureError:
     """The error for a model whose capture raised `error`: class, line, short reason, remedy."""
-    place = _line(error)
+    place = _line(model, error)
     reason = _reason(error)
     what = f"`{type(model).__name__}` cannot be captured" + (f": {place}" if place else "")
     return CaptureError(what, details=[f"{type(error).__name__}: {reason}", *_remedy(error)])
@@ -30,15 +31,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _line(error: BaseException) -> str:
-    """`file.py:12 in forward: code` of the deepest frame that belongs to the model."""
+def _line(model: nn.Module, error: BaseException) -> str:
+    """`file.py:12 in forward: code` of the deepest frame in a file that defines a module of the model."""
+    files = {sys.modules[type(module).__module__].__dict__.get("__file__") for module in model.modules()}
+    files -= {file for file in files if file is None or file.startswith(_OWN)}
     for link in list(_chain(error))[::-1]:
-        frames = traceback.extract_tb(link.__traceback__)
-        inside = [frame for frame in frames if not frame.filename.startswith(_OWN)]
-        entered = [index for index, frame in enumerate(frames) if frame.filename.startswith(_OWN[0])]
-        model = [frame for frame in inside if entered and frames.index(frame) > entered[0]]
-        if model:
-            frame = model[-1]
+        frames = [frame for frame in traceback.extract_tb(link.__traceback__) if frame.filename in files]
+        if frames:
+            frame = frames[-1]
             return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: {(frame.line or '').strip()}"
     return ""
 

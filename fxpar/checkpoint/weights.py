@@ -1,0 +1,261 @@
+"""Weights by name, read in boxes: from tensors in memory or from safetensors files. Never unpickles anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fxpar.errors import CheckpointError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
+
+
+class Box(NamedTuple):
+    """A part of a whole tensor: where it starts and how large it is, along every dim."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Box:
+        """The box that is all of a tensor."""
+        return cls((0,) * len(shape), tuple(shape))
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The box as an index."""
+        return tuple(slice(start, start + size) for start, size in zip(self.offsets, self.sizes))
+
+
+class Weights(Protocol):
+    """Where weights come from. Unknown names and boxes outside of the tensor raise CheckpointError."""
+
+    def names(self) -> Sequence[str]:
+        """The names of all tensors."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The sizes of the whole tensor."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Its dtype."""
+
+    def read(self, name: str, boxes: Sequence[Box] | None = None) -> torch.Tensor:
+        """The boxes as one tensor, or the whole tensor without them; see `assemble`."""
+
+
+class TensorWeights:
+    """Weights in memory, such as a model's `state_dict`."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    def names(self) -> list[str]:
+        """The names of all tensors."""
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The sizes of the whole tensor."""
+        return tuple(self._tensor(name).shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Its dtype."""
+        return self._tensor(name).dtype
+
+    def read(self, name: str, boxes: Sequence[Box] | None = None) -> torch.Tensor:
+        """The boxes as one new tensor. Raises CheckpointError for a tensor on meta, which has no values."""
+        tensor = self._tensor(name).detach()
+        if tensor.is_meta:
+            raise CheckpointError(f"`{name}` has no value: it lies on the meta device")
+        wanted = checked(name, tuple(tensor.shape), boxes)
+        return assemble(wanted, [tensor[box.slices] for box in wanted]).clone()
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        if name not in self._tensors:
+            raise CheckpointError(f"there are no weights for `{name}`")
+        return self._tensors[name]
+
+
+class FileWeights:
+    """Weights in safetensors files, under the keys that stand there; only what is asked for is read."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        """`files` tells for each key which file holds it; see `files_of`."""
+        self._files = dict(files)
+        self._open: dict[Path, Any] = {}
+
+    @classmethod
+    def of(cls, path: Path) -> FileWeights:
+        """The weights in a safetensors file, or in a folder in Hugging Face's layout. Raises CheckpointError."""
+        return cls(files_of(path))
+
+    def names(self) -> list[str]:
+        """The keys of all tensors."""
+        return list(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The sizes of the whole tensor, from the file's header."""
+        return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Its dtype, from the file's header."""
+        code = self._slice(name).get_dtype()
+        if code not in _DTYPES:
+            raise CheckpointError(f"{self._files[name]}: `{name}` has dtype {code}, which torch cannot hold")
+        return _DTYPES[code]
+
+    def read(self, name: str, boxes: Sequence[Box] | None = None) -> torch.Tensor:
+        """The boxes as one tensor."""
+        part = self._slice(name)
+        wanted = checked(name, tuple(part.get_shape()), boxes)
+        if not part.get_shape():
+            whole: torch.Tensor = self._file(self._files[name]).get_tensor(name)
+            return whole
+        return assemble(wanted, [part[box.slices] for box in wanted])
+
+    def _slice(self, name: str) -> Any:
+        if name not in self._files:
+            raise CheckpointError(f"there are no weights for `{name}`")
+        try:
+            return self._file(self._files[name]).get_slice(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{self._files[name]}: `{name}`: {error}") from error
+
+    def _file(self, path: Path) -> Any:
+        if path not in self._open:
+            self._open[path] = _opened(path)
+        return self._open[path]
+
+
+def files_of(path: Path) -> dict[str, Path]:
+    """Key -> file, for a safetensors file or a folder with `model.safetensors` or its index.
+
+    Raises CheckpointError for a folder without either, an index that does not agree with its files, or a file that is
+    not safetensors.
+    """
+    if path.is_file():
+        return dict.fromkeys(_opened(path).keys(), path)
+    if (path / INDEX).is_file():
+        return _indexed(path)
+    if (path / SINGLE).is_file():
+        return files_of(path / SINGLE)
+    raise CheckpointError(f"there is no {SINGLE} and no {INDEX} in {path}")
+
+
+def assemble(boxes: Sequence[Box], parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Put boxes side by side: along each dim in the order of their offsets, as a grid without gaps.
+
+        offsets 0, 8 and 16 of sizes 2 along dim 0  ->  6 rows
+
+    Raises CheckpointError where the boxes are no grid.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    rank = len(boxes[0].sizes)
+    edges = [sorted({(box.offsets[dim], box.sizes[dim]) for box in boxes}) for dim in range(rank)]
+    starts = [_starts(edge) for edge in edges]
+    result = parts[0].new_empty([sum(size for _, size in edge) for edge in edges])
+    places = {box: [starts[dim][box.offsets[dim]] for dim in range(rank)] for box in boxes}
+    if sum(part.numel() for part in parts) != result.numel() or len(places) != len(boxes):
+        raise CheckpointError(f"the boxes are no grid: {', '.join(map(str, boxes))}")
+    for box, part in zip(boxes, parts):
+        result[Box(tuple(places[box]), box.sizes).slices] = part
+    return result
+
+
+def checked(name: str, shape: tuple[int, ...], boxes: Sequence[Box] | None) -> list[Box]:
+    """The boxes, all of the tensor if None. Raises CheckpointError where one does not lie inside."""
+    if boxes is None:
+        return [Box.whole(shape)]
+    wanted = [Box(tuple(offsets), tuple(sizes)) for offsets, sizes in boxes]
+    for box in wanted:
+        inside = len(box.offsets) == len(box.sizes) == len(shape) and all(
+            start >= 0 and size >= 0 and start + size <= whole
+            for start, size, whole in zip(box.offsets, box.sizes, shape)
+        )
+        if not inside:
+            raise CheckpointError(f"`{name}` is {list(shape)}, and has no box {tuple(box)}")
+    if not wanted:
+        raise CheckpointError(f"no box of `{name}` is asked for")
+    return wanted
+
+
+def compare(wanted: Mapping[str, Sequence[int]], weights: Weights, ignored: Sequence[str] = ()) -> None:
+    """Hold the names and sizes that a model wants against what there is.
+
+    Raises CheckpointError that lists every missing and unexpected name, and every difference in size.
+    """
+    present = set(weights.names())
+    missing = sorted(wanted.keys() - present)
+    unexpected = sorted(present - wanted.keys() - set(ignored))
+    wrong = [
+        f"size of `{name}`: {list(weights.shape(name))} in the file, {list(shape)} in the model"
+        for name, shape in sorted(wanted.items())
+        if name in present and tuple(weights.shape(name)) != tuple(shape)
+    ]
+    details = [f"missing: `{name}`" for name in missing] + [f"unexpected: `{name}`" for name in unexpected]
+    if details or wrong:
+        raise CheckpointError("the weights do not fit the model", details=[*details, *wrong])
+
+
+def _starts(edges: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Offset in the whole tensor -> offset in the assembled one."""
+    starts, position = {}, 0
+    for offset, size in edges:
+        starts[offset] = position
+        position += size
+    return starts
+
+
+def _indexed(folder: Path) -> dict[str, Path]:
+    index = _index(folder / INDEX)
+    names = sorted(set(index.values()))
+    if any(Path(name).name != name for name in names):
+        raise CheckpointError(f"{folder / INDEX}: a file name leads out of the folder")
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise CheckpointError(f"{folder / INDEX}: files are missing", details=absent)
+    held = {key: name for name in names for key in _opened(folder / name).keys()}  # noqa: SIM118
+    details = [f"`{key}` is not in {name}" for key, name in index.items() if held.get(key) != name]
+    details += [f"`{key}` of {held[key]} is not in the index" for key in sorted(held.keys() - index.keys())]
+    if details:
+        raise CheckpointError(f"{folder / INDEX} does not agree with its files", details=details)
+    return {key: folder / name for key, name in index.items()}
+
+
+def _index(path: Path) -> dict[str, str]:
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: no `weight_map` can be read: {error}") from error
+    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+        raise CheckpointError(f"{path}: `weight_map` does not map keys to files")
+    return index
+
+
+def _opened(path: Path) -> Any:
+    try:
+        opened: AbstractContextManager[Any] = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return opened
