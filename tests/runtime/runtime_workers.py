@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -11,6 +12,7 @@ from runtime_cases import LAYOUTS, cases
 
 from fxpar import runtime
 from fxpar.mesh import Mesh
+from fxpar.runtime.gradients import ParameterGradient, clip_gradients_, reduce_gradients
 from fxpar.runtime.groups import Groups
 from fxpar.runtime.processes import connect
 
@@ -28,7 +30,7 @@ def _enter(rank: int, function, world: int, store: str) -> None:
 
 
 def everything(rank: int) -> None:
-    """All conversions, groups in another order than the ranks, transport, traffic, and one compiled conversion."""
+    """All conversions, groups in another order than the ranks, transport, traffic, lowerings, a compiled conversion."""
     groups = connect(
         Mesh({"dp": 1, "tp": 2}), ["tp", "dp+tp", "cp", "tp[0]", "tp[1,0]"], device="cpu", timeout=60
     )
@@ -41,6 +43,8 @@ def everything(rank: int) -> None:
     _groups_of_one(rank, groups)
     _traffic(groups)
     _transport(rank, groups)
+    _lowerings(rank, groups)
+    _gradients(rank, groups)
     _compiled(rank, groups)
     groups.close()
 
@@ -69,6 +73,25 @@ def _transport(rank: int, groups: Groups) -> None:
     else:
         like = torch.empty(2, dtype=torch.int64, device="meta")
         assert [groups.transport.recv(0, like).tolist() for _ in range(3)] == [[0, 0], [1, 1], [2, 2]]
+
+
+def _lowerings(rank: int, groups: Groups) -> None:
+    torch.manual_seed(0)
+    table, ids = torch.randn(8, 6), torch.tensor([1, 5, 5, 7])
+    own = table.chunk(2)[rank].requires_grad_()
+    rows = runtime.all_reduce_both(runtime.embedding(ids, own, groups.tp), groups.tp)
+    loss = runtime.cross_entropy(rows.detach().chunk(2, 1)[rank], ids % 6, classes=groups.tp)
+    torch.testing.assert_close(rows, table[ids])
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(table[ids], ids % 6))
+
+
+def _gradients(rank: int, groups: Groups) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([1.0, 2.0]) if rank else None
+    marked = [ParameterGradient("weight", weight, ("tp",))]
+    reduce_gradients(marked, groups)
+    assert weight.grad.tolist() == [1, 2]
+    assert float(clip_gradients_(marked, 1.0, groups)) ** 2 == pytest.approx(5)
 
 
 def _compiled(rank: int, groups: Groups) -> None:
