@@ -11,6 +11,7 @@ from torch import fx
 
 from fxpar.capture.functions import FunctionCall
 from fxpar.emit.forms import Field, Form, Piece, forms
+from fxpar.emit.layers import counted
 from fxpar.emit.literals import literal, sequence
 from fxpar.emit.special import allowed, special
 from fxpar.emit.text import WIDTH, Bracket, Expression, flat, keyword
@@ -41,13 +42,15 @@ class Argument:
 class Calls:
     """Writes calls. `name` gives the text of a node; `imports` collects, by module, what has to be imported.
 
-    `lists` are lists of values that the code has by name: an argument that is one of them is written so.
+    `lists` are lists of values that the code has by name: an argument that is one of them is written so. `numbers`
+    are the names of `counted` numbers.
     """
 
     def __init__(self, name: Callable[[fx.Node], Expression], imports: dict[str, set[str]]) -> None:
         self.name = name
         self.imports = imports
         self.lists: dict[str, list[fx.Node]] = {}
+        self.numbers: dict[int, str] = {}
         self.uses_device = False
 
     def write(self, node: fx.Node, room: int = WIDTH) -> Expression:
@@ -72,6 +75,8 @@ class Calls:
                 value, fx.immutable_collections.immutable_list
             )
             return sequence(tuple(self.value(item) for item in value), is_tuple=is_tuple)
+        if counted(value) and value in self.numbers:
+            return self.numbers[value]
         if isinstance(value, slice):
             return Bracket("slice(", tuple(map(self.value, (value.start, value.stop, value.step))), ")")
         return literal(value)

@@ -63,7 +63,7 @@ class Classes:
     def add(self, layer: Layer) -> LayerClass:
         """Return the class of a layer; a new one if its text is new."""
         tensors = self.held.get(layer.key.path, [])
-        body = self.body(layer, [f"argument_{i}" for i, _ in enumerate(layer.inputs)])
+        body = self.body(layer, [f"argument_{i}" for i, _ in enumerate([*layer.inputs, *layer.numbers])])
         kind = self.modules.get(layer.key.path, "")
         declared = [flat(self.declaration(node, layer.key.path).expression) for node in tensors]
         code = [statement.prefix + flat(statement.expression) for statement in body]
@@ -76,12 +76,13 @@ class Classes:
         return self.found[text]
 
     def body(self, layer: Layer, arguments: Sequence[str]) -> list[Statement]:
-        """Return the statements of a layer's function with the given names of its arguments."""
+        """Return the statements of a layer's function with the given names of its inputs and numbers."""
         path = layer.key.path
         held = self.held.get(path, [])
         scope = {node: access("self", node.meta["name"].removeprefix(f"{path}.")) for node in held}
         scope |= dict(zip(layer.inputs, arguments))
         body = Body(self.context, scope, Names(arguments), path)
+        body.calls.numbers = dict(zip(layer.numbers, arguments[len(layer.inputs) :]))
         body.extend(layer.nodes)
         body.give_back(layer.outputs, always_tuple=False)
         return body.with_device(layer.inputs)

@@ -77,7 +77,7 @@ def _count(statements: Sequence[Statement], at: int, period: int) -> int:
     if not any(statement.numbers for statement in first):
         return 1
     second = statements[at + period : at + 2 * period]
-    if not _alike(first, second) or len(set(_steps(first, second)) - {0}) > 1:
+    if not _alike(first, second):
         return 1
     steps, count = _steps(first, second), 2
     while True:
@@ -110,7 +110,6 @@ def _loop(
     indent: str,
 ) -> Iterator[str]:
     steps = _steps(block, following)
-    step = next((step for step in steps if step), 0)
     found = next((match for one in block if (match := _LAYER.match(flat(one.expression)))), None)
     if found and steps == [1]:
         container, (first,) = found["container"], _numbers(block)
@@ -120,9 +119,11 @@ def _loop(
         for statement in block:
             yield from _on_layer(statement, f"{container}[{SLOT}]").lines(indent + STEP)
         return
-    start = next((number for number, step in zip(_numbers(block), steps) if step), 0)
+    start, step = next(((number, step) for number, step in zip(_numbers(block), steps) if step), (0, 0))
+    if set(steps) - {0, step}:
+        start, step = 0, 1
     yield f"{indent}for {_range(start, step, count)}:"
-    values = iter(_counted(number, start if each else None) for number, each in zip(_numbers(block), steps))
+    values = iter(_counted(number, each, start, step) for number, each in zip(_numbers(block), steps))
     for statement in block:
         yield from fill(statement, [next(values) for _ in statement.numbers]).lines(indent + STEP)
 
@@ -143,9 +144,11 @@ def _range(start: int, step: int, count: int) -> str:
     return f"i in range({', '.join(map(str, [*bounds, step] if step != 1 else bounds))})"
 
 
-def _counted(number: int, start: int | None) -> str:
-    if start is None:
+def _counted(number: int, each: int, start: int, step: int) -> str:
+    """Return the text of a number that is `number` where `i` is `start`, and grows by `each` as `i` does by `step`."""
+    if not each:
         return str(number)
-    if number == start:
-        return "i"
-    return f"i + {number - start}" if number > start else f"i - {start - number}"
+    factor = each // step
+    counted = "i" if factor == 1 else f"{factor} * i"
+    rest = number - factor * start
+    return f"{counted} {'+' if rest > 0 else '-'} {abs(rest)}" if rest else counted

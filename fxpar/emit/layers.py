@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx
+from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Layer:
     inputs: list[fx.Node] = field(default_factory=list)
     """Values made outside; also parameters and buffers that belong to another module."""
     outputs: list[fx.Node] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    """The `counted` numbers among the nodes' arguments."""
 
     def owns(self, placeholder: fx.Node) -> bool:
         """Whether a placeholder is a parameter, buffer or constant inside of the layer's module."""
@@ -39,13 +42,26 @@ class Layer:
         return held and name.startswith(f"{self.key.path}.")
 
     def connect(self) -> None:
-        """Find `inputs` and `outputs` from the graph."""
+        """Find `inputs`, `outputs` and `numbers` from the graph."""
         inside = set(self.nodes)
         used = (value for node in self.nodes for value in node.all_input_nodes)
         outside = (value for value in used if value not in inside)
         self.inputs = [value for value in dict.fromkeys(outside) if not self.owns(value)]
         made = [node for node in self.nodes if any(user not in inside for user in node.users)]
         self.outputs = made[-1:] + made[:-1]
+        arguments = (pytree.tree_leaves((node.args, node.kwargs)) for node in self.nodes)
+        self.numbers = list(
+            dict.fromkeys(int(leaf) for leaves in arguments for leaf in leaves if counted(leaf))
+        )
+
+
+def counted(value: object) -> bool:
+    """Say whether a number only tells one op from the others of its kind, as what a random op adds to the seed.
+
+    Such a number is of a class of its own, derived from int. Layers that differ in nothing else are alike: their
+    function takes the number as an argument.
+    """
+    return isinstance(value, int) and type(value) not in (int, bool)
 
 
 def candidates(modules: Mapping[str, str]) -> dict[str, int]:

@@ -70,12 +70,15 @@ class _Stage(Body):
         arguments = [self.scope[value] for value in layer.inputs]
         if not kind.arguments:
             names = Names()
-            kind.arguments = [names.give(_argument(*pair)) for pair in zip(layer.inputs, arguments)]
-        wished = wishes(layer.nodes, layer.key.path)
-        targets = [self.target(node, wished[node]) for node in layer.outputs]
-        expression = Bracket(f"{access('self', container)}[{SLOT}](", tuple(arguments), ")")
+            wished = [_argument(*pair) for pair in zip(layer.inputs, arguments)]
+            kind.arguments = [names.give(wish) for wish in [*wished, *["number"] * len(layer.numbers)]]
+        found = wishes(layer.nodes, layer.key.path)
+        targets = [self.target(node, found[node]) for node in layer.outputs]
+        items = (*arguments, *[SLOT] * len(layer.numbers))
+        expression = Bracket(f"{access('self', container)}[{SLOT}](", items, ")")
         note = ", ".join(describe.value(node, self.context.usual) for node in layer.outputs)
-        self.statements.append(Statement(expression, ", ".join(targets), note=note, numbers=(int(number),)))
+        numbers = (int(number), *layer.numbers)
+        self.statements.append(Statement(expression, ", ".join(targets), note=note, numbers=numbers))
         for node in layer.outputs:
             if node in self.gathered:
                 element, together = self.elements[self.gathered[node]]

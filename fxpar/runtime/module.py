@@ -87,6 +87,20 @@ def retie(root: nn.Module) -> None:
         _bind(root, name, target)
 
 
+def layers(root: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers of an emitted module: what to compile, to checkpoint and to shard as one."""
+    return (module for module in root.modules() if module is not root and not isinstance(module, Container))
+
+
+def compile_layers(root: nn.Module, **options: Any) -> None:
+    """Let `torch.compile` compile each layer by itself; layers of one class are compiled once, for all of them.
+
+    `options` are those of torch.compile.
+    """
+    for layer in layers(root):
+        layer.compile(**options)
+
+
 def _bind(root: nn.Module, name: str, target: str) -> None:
     """Let `name` hold the tensor object that `target` holds."""
     source, source_leaf = _owner(root, target)
