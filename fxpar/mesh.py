@@ -81,3 +81,9 @@ class GroupName(str):
     """The name of a kind of group (`tp`, `dp+cp`) as an argument in a graph, told apart from other strings."""
 
     __slots__ = ()
+
+
+class GroupIndex(str):
+    """As an argument in a graph: the index of the rank inside its group of that kind."""
+
+    __slots__ = ()

@@ -29,7 +29,7 @@ def assign(problem: Problem) -> list[str]:
         failed: dict[tuple[str, int], list[Factor]] = defaultdict(list)
         for factor in [f for f in problem.naming.rules if problem.naming.axis(f) == axis]:
             if over and not factor.locked and factor.bound is None:
-                _assign(problem, row, over, factor, failed)
+                _assign(problem, over, factor, failed)
         for (mesh_dim, size), factors in failed.items():
             if mesh_dim in row.optional:
                 notes.append(
@@ -42,7 +42,7 @@ def assign(problem: Problem) -> list[str]:
 
 
 def _assign(
-    problem: Problem, row: Row, over: list[str], factor: Factor, failed: dict[tuple[str, int], list[Factor]]
+    problem: Problem, over: list[str], factor: Factor, failed: dict[tuple[str, int], list[Factor]]
 ) -> None:
     rest = factor
     for position, mesh_dim in enumerate(over):

@@ -16,7 +16,8 @@ from fxpar.axes.links import FREE, Links
 from fxpar.axes.schema import op_name
 from fxpar.shard.placement import INVARIANT, REPLICATE, Placement, Shard
 from fxpar.shard.problem import Problem
-from fxpar.shard.walk import Decision, Split, apply_split, role_at
+from fxpar.shard.split import Split
+from fxpar.shard.walk import Decision, apply_split, role_at
 
 
 def settle(problem: Problem, decision: Decision) -> None:

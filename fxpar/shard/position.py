@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import fx
 
 from fxpar.axes.infer import Inference
@@ -42,18 +41,25 @@ class Positions:
         if new.op == "placeholder":
             self.head = after.next
 
-    def seed(self, graph: fx.Graph) -> fx.Node:
+    @contextmanager
+    def at_head(self) -> Iterator[None]:
+        """Insert what is made inside the context after the placeholders, and after what was inserted so before."""
+        assert self.head is not None
+        stop = self.head.next
+        with self.graph.inserting_before(stop):
+            yield
+        self.head = stop.prev
+
+    def seed(self) -> fx.Node:
         """The placeholder of the seed, after all others."""
         if self._seed is None:
             last = next(node for node in reversed(self.graph.nodes) if node.op == "placeholder")
             with self.graph.inserting_after(last):
                 self._seed = self.graph.placeholder("seed")
-            value = next(n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), torch.Tensor))
-            val = value.new_empty((), dtype=torch.int64)
             self._seed.meta = {
                 "kind": "prepared",
                 "name": "seed",
-                "val": val,
+                "val": 0,
                 "grad": False,
                 "module": "",
                 "source": "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,12 +34,12 @@ class Rewrite:
         self.positions = Positions(self.graph, problem.found)
         self.env: dict[fx.Node, fx.Node] = {}
         self.converted: dict[tuple[fx.Node, frozenset[tuple[str, Placement]]], fx.Node] = {}
-        self.consumer: fx.Node | None = None
+        self._shared: dict[object, fx.Node] = {}
+        self._numbers = 0
 
     def run(self) -> fx.Graph:
         """Rewrite every node in order, then the outputs."""
         for node in self.problem.graph.nodes:
-            self.consumer = node
             if node.op == "placeholder":
                 self._placeholder(node)
             elif node.op == "call_function":
@@ -68,7 +68,19 @@ class Rewrite:
 
     def seed(self) -> fx.Node:
         """The placeholder of the seed of one forward call, made when it is first asked for."""
-        return self.positions.seed(self.problem.graph)
+        return self.positions.seed()
+
+    def number(self) -> int:
+        """A number that no other random op of the graph has."""
+        self._numbers += 1
+        return self._numbers
+
+    def shared(self, key: object, make: Callable[[fx.Graph], fx.Node]) -> fx.Node:
+        """A value that depends on nothing, made once at the head of the graph for all that ask with this key."""
+        if key not in self._shared:
+            with self.positions.at_head():
+                self._shared[key] = make(self.graph)
+        return self._shared[key]
 
     def call(
         self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: fx.Node, val: Any = None
@@ -99,12 +111,12 @@ class Rewrite:
             self._convert(operand, {m: d.wants[node][i] for m, d in self.decisions.items()}, node)
             for i, operand in enumerate(links.operands)
         )
-        site = Site(self, node, operands, self._roles(node), self.held(node), self.problem.timed)
-        lowering = BY_OP.get(op_name(node))
+        splits = {m: d.splits[node] for m, d in self.decisions.items() if node in d.splits}
+        site = Site(
+            self, node, operands, splits, self.held(node), links, self.problem.sizes, self.problem.timed
+        )
+        lowering = BY_OP.get(op_name(node)) if self.problem.sizes else None
         self.env[node] = (lowering.rewrite(site) if lowering else None) or self._plain(node, operands)
-
-    def _roles(self, node: fx.Node) -> dict[str, str]:
-        return {m: d.splits[node].role for m, d in self.decisions.items() if node in d.splits}
 
     def _plain(self, node: fx.Node, operands: tuple[fx.Node, ...]) -> fx.Node:
         """The same op on local operands, with local sizes."""

@@ -15,14 +15,7 @@ from fxpar.axes.schema import op_name
 from fxpar.shard.lower import LOWERINGS
 from fxpar.shard.placement import INVARIANT, PARTIAL, REPLICATE, Placement, Shard
 from fxpar.shard.problem import Problem
-
-
-@dataclass(frozen=True)
-class Split:
-    """The role and the factor that a node is split on."""
-
-    role: str
-    factor: Factor
+from fxpar.shard.split import Split
 
 
 @dataclass

@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 from torch import fx
 
+from fxpar.axes.links import Links
 from fxpar.axes.schema import arguments
-from fxpar.mesh import GroupName, joined
-from fxpar.shard.placement import Placement
+from fxpar.mesh import GroupIndex, GroupName, joined
+from fxpar.shard.placement import Placement, Shard
+from fxpar.shard.split import Split
 
 
 class Builder(Protocol):
@@ -27,6 +29,12 @@ class Builder(Protocol):
     def seed(self) -> fx.Node:
         """The placeholder of the seed of one forward call."""
 
+    def shared(self, key: object, make: Callable[[fx.Graph], fx.Node]) -> fx.Node:
+        """A value that depends on nothing, made once at the head of the graph for all that ask with this key."""
+
+    def number(self) -> int:
+        """A number that no other random op of the graph has."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -35,20 +43,32 @@ class Site:
     builder: Builder
     node: fx.Node
     operands: tuple[fx.Node, ...]
-    splits: Mapping[str, str]
-    """The role that each mesh dim splits, outermost mesh dim first."""
+    splits: Mapping[str, Split]
+    """The role and factor that each mesh dim splits, outermost mesh dim first."""
     held: Mapping[str, Placement]
     """The placement of the node's output."""
+    links: Links
+    sizes: Mapping[str, int]
+    """The size of every mesh dim that splits anything."""
     timed: frozenset[str]
     """Mesh dims that are steps in time, not ranks: there is no group to talk to."""
 
     def split_over(self, *roles: str) -> list[str]:
         """The mesh dims that split any of these roles."""
-        return [mesh_dim for mesh_dim, role in self.splits.items() if role in roles]
+        return [mesh_dim for mesh_dim, split in self.splits.items() if split.role in roles]
 
     def group(self, mesh_dims: list[str]) -> GroupName:
         """The group that spans mesh dims; there must be one at least."""
         return GroupName(joined(mesh_dims))
+
+    @property
+    def coordinates(self) -> list[GroupIndex]:
+        """This rank's coordinates on the mesh dims over which the output is split, to seed random ops."""
+        return [
+            GroupIndex(m)
+            for m, state in self.held.items()
+            if isinstance(state, Shard) and m not in self.timed
+        ]
 
     def argument(self, name: str) -> Any:
         """An argument of the old node by name."""

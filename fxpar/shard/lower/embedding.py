@@ -1,0 +1,32 @@
+"""Embedding with its rows split: each rank looks up the ids that it holds, and the result is Partial.
+
+    embedding(weight, ids)  ->  fxpar.embedding(ids, rows of the rank, group)
+
+Source: Shoeybi et al., Megatron-LM (2019), section 3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from fxpar.shard.lower.base import Lowering, Site
+from fxpar.shard.placement import PARTIAL, Placement
+
+
+def _output(_node: fx.Node, _role: str) -> Placement:
+    return PARTIAL
+
+
+def _rewrite(site: Site) -> fx.Node | None:
+    over = site.split_over("v")
+    if not over:
+        return None
+    weight, ids = site.operands
+    padding = int(site.argument("padding_idx"))
+    return site.builder.call(
+        torch.ops.fxpar.embedding.default, (ids, weight, site.group(over), padding), {}, site.node
+    )
+
+
+LOWERING = Lowering("embedding", ("aten.embedding.default",), _output, _rewrite)
