@@ -89,8 +89,8 @@ def analyse(graph: fx.Graph) -> Flow:
     owner = owners(graph)
     needs = _needs(graph, owner)
     kind = _kinds(graph, owner, needs)
-    line = tuple(n for n in graph.nodes if kind.get(n) == CARRIED and not _follows(n))
-    place = _places(graph, line)
+    line = tuple(n for n in graph.nodes if kind.get(n) == CARRIED and not _follows(n, owner))
+    place = _places(graph, line, owner)
     last_use = {
         n: max((_use(user, place, len(line)) for user in n.users), default=-1)
         for n in kind
@@ -105,9 +105,9 @@ def _changes_state(node: fx.Node, owner: dict[fx.Node, fx.Node]) -> bool:
     return any(owner[target].op == "placeholder" for target in written(node))
 
 
-def _follows(node: fx.Node) -> bool:
+def _follows(node: fx.Node, owner: dict[fx.Node, fx.Node]) -> bool:
     """Whether a node costs nothing and runs with what it takes its operand from: an item, a buffer's new value."""
-    return node.target is operator.getitem or (bool(written(node)) and not node.users)
+    return node.target is operator.getitem or (not node.users and _changes_state(node, owner))
 
 
 def _carried(node: fx.Node, kind: dict[fx.Node, str]) -> bool:
@@ -156,7 +156,7 @@ def _kind(node: fx.Node, sources: set[str], tainted: bool) -> str:
     return next(iter(sources), CHEAP)
 
 
-def _places(graph: fx.Graph, line: tuple[fx.Node, ...]) -> dict[fx.Node, int]:
+def _places(graph: fx.Graph, line: tuple[fx.Node, ...], owner: dict[fx.Node, fx.Node]) -> dict[fx.Node, int]:
     place = {node: index for index, node in enumerate(line)}
     seen = 0
     for node in graph.nodes:
@@ -164,7 +164,7 @@ def _places(graph: fx.Graph, line: tuple[fx.Node, ...]) -> dict[fx.Node, int]:
             seen = place[node] + 1
             continue
         place[node] = min(seen, max(len(line) - 1, 0))
-        if _follows(node):
+        if _follows(node, owner):
             makers = [place[source] for source in node.all_input_nodes if source.op != "placeholder"]
             place[node] = max(makers, default=place[node])
     return place

@@ -38,7 +38,10 @@ class StageModule(nn.Module):
                 module.add_module(part, nn.Module())
             module = module.get_submodule(part)
         if node.meta["kind"] == "parameter":
-            tensor = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
+            learns = node.meta.get("grad", tensor.is_floating_point())
+            tensor = (
+                tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=learns)
+            )
             module.register_parameter(leaf, tensor)
         else:
             module.register_buffer(leaf, tensor)

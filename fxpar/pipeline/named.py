@@ -48,15 +48,18 @@ def _position(flow: Flow, path: str, place: Place | None) -> int:
 
 
 def _calls(flow: Flow, path: str) -> list[int]:
-    """Where the runs of nodes of a module begin. Inserted collectives belong to both sides."""
-    starts, inside = [], False
+    """Where the calls of a module begin: at a first node inside it, or where its first submodule is called again."""
+    starts: list[int] = []
+    inside: dict[str, int] = {}
     for position, node in enumerate(flow.line):
-        module = node.meta.get("module", "")
-        if module == path or module.startswith(path + "."):
-            starts += [] if inside else [position]
-            inside = True
-        elif not str(node.target).startswith("fxpar."):
-            inside = False
+        if str(node.target).startswith("fxpar."):  # an inserted collective belongs to both sides
+            continue
+        module, call = node.meta.get("module", ""), node.meta.get("call", 0)
+        if module != path and not module.startswith(path + "."):
+            inside = {}
+        elif inside.get(module, call) != call or not inside:
+            starts.append(position)
+            inside = {module: call}
     return starts
 
 

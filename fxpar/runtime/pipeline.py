@@ -67,9 +67,8 @@ class Pipeline:
         for kind, names in self.spec.groups().items():
             assert self._groups is not None
             group = self._groups.group(kind)
-            parameters = sorted(
-                (self.module.get_parameter(name) for name in names), key=lambda p: str(p.dtype)
-            )
+            learning = [p for name in names if (p := self.module.get_parameter(name)).requires_grad]
+            parameters = sorted(learning, key=lambda p: str(p.dtype))
             for _, same in groupby(parameters, key=lambda p: p.dtype):
                 _sum_gradients(list(same), group.all_reduce)
 

@@ -55,13 +55,21 @@ class GPT(nn.Module):
         places = torch.arange(input_ids.shape[1])
         mask = places[None, :] <= places[:, None]
         x = self.tokens(input_ids) + self.positions(places)
-        hidden = []
+        early = None
         for layer in self.layers:
             x = layer(x, mask)
-            hidden.append(x)
+            early = x.mean(1) if early is None else early
         logits = F.linear(x, self.tokens.weight)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return {"loss": loss, "early": hidden[0].mean(1), "logits": logits}
+        return {"loss": loss, "early": early, "logits": logits}
+
+
+def _frozen() -> nn.Module:
+    """A GPT whose embeddings do not learn."""
+    model = GPT(2)
+    model.tokens.requires_grad_(False)
+    model.positions.requires_grad_(False)
+    return model
 
 
 def _llama() -> nn.Module:
@@ -98,6 +106,7 @@ def _t5() -> nn.Module:
 
 MODELS: Mapping[str, Callable[[], nn.Module]] = {
     "gpt": lambda: GPT(4),
+    "frozen": _frozen,
     "llama": _llama,
     "gpt2": _gpt2,
     "bert": _bert,
@@ -188,6 +197,6 @@ def gradients(stages: Sequence[Stage], modules: Sequence[nn.Module]) -> dict[str
 
 def assert_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Hold tensors by name against others, to 1e-12."""
-    assert found.keys() == wanted.keys()
+    assert found.keys() == wanted.keys(), sorted(found.keys() ^ wanted.keys())
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-12, msg=name)

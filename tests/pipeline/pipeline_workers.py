@@ -12,6 +12,9 @@ from fxpar.runtime.groups import Groups
 from fxpar.runtime.pipeline import Pipeline
 from fxpar.runtime.processes import connect
 
+#: The models, and where they are cut; the first stage of the frozen one learns nothing.
+CUTS = {"gpt": [], "t5": [], "frozen": ["layers.0"]}
+
 STAGES, MICROBATCHES = 2, 4
 BATCHES = [batch(seed) for seed in range(MICROBATCHES)]
 
@@ -25,7 +28,7 @@ def _enter(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=STAGES)
     groups = connect(Mesh({"pp": STAGES}), ["pp", "pp[0,1]"], device="cpu", timeout=60)
-    for name in ("gpt", "t5"):
+    for name in CUTS:
         for schedule in ("gpipe", "1f1b"):
             compare(name, schedule, groups)
     groups.close()
@@ -35,7 +38,7 @@ def _enter(rank: int, store: str) -> None:
 def compare(name: str, schedule: str, groups: Groups) -> None:
     """Two steps and evaluations give the loss, outputs and gradients of the whole model."""
     subject = case(name)
-    stages = subject.stages(STAGES)
+    stages = subject.stages(STAGES, CUTS[name])
     stage, module = stages[groups.rank], subject.modules(stages)[groups.rank]
     pipeline = Pipeline(module, stage.spec(), groups, schedule=schedule)
     inputs = [subject.flat(one) for one in BATCHES]
