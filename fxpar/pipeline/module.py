@@ -47,10 +47,10 @@ class StageModule(nn.Module):
             module.register_buffer(leaf, tensor)
         self._tensors[node.name] = tensor
 
-    def forward(self, *received: torch.Tensor, **inputs: torch.Tensor) -> tuple[Any, ...]:
+    def forward(self, *received: torch.Tensor, **inputs: Any) -> tuple[Any, ...]:
         """Run the stage on one microbatch."""
-        given = {**self._tensors, **inputs, **dict(zip(self._received, received))}
-        device = next((tensor.device for tensor in given.values()), None)
+        given: dict[str, Any] = {**self._tensors, **inputs, **dict(zip(self._received, received))}
+        device = next((value.device for value in given.values() if isinstance(value, torch.Tensor)), None)
         values: dict[fx.Node, Any] = {}
         for node in self._graph.nodes:
             if node.op == "placeholder":
