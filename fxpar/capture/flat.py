@@ -104,7 +104,7 @@ class _Flattener:
         if target is torch.ops.higher_order.wrap_with_autocast:
             _, _, enabled, _, body, *operands = [_look_up(argument, values) for argument in node.args]
             if enabled:
-                raise _autocast(node)
+                raise _autocast(next(inner for inner in body.graph.nodes if inner.op == "call_function"))
             return self._inline(body, operands, grad=grad)
         if isinstance(target, torch._ops.HigherOrderOperator):
             raise _control_flow(node)
