@@ -97,7 +97,10 @@ class Calls:
         if module in ("operator", "math"):
             self.imports.setdefault(module, set())
             return f"{module}.{name}"
-        raise EmitError(f"`{module}.{name}` in the graph is no op")
+        if not module.startswith("fxpar."):
+            raise EmitError(f"`{module}.{name}` in the graph is no op")
+        self.imports.setdefault(module, set()).add(name)
+        return str(name)
 
     def function(self, target: FunctionCall) -> str:
         """Return `Function.apply`, and note that the Function has to be imported from the model's package."""

@@ -18,6 +18,8 @@ def shape(value: Any, usual: torch.dtype | None) -> str:
     if isinstance(value, torch.Tensor):
         sizes = ", ".join(str(size) for size in value.shape)
         return f"[{sizes}]" if value.dtype == usual else f"[{sizes}] {short(value.dtype)}"
+    if isinstance(value, int):
+        return "an integer"
     if isinstance(value, list | tuple):
         return ", ".join(filter(None, (shape(item, usual) for item in value)))
     return ""

@@ -71,14 +71,14 @@ def _imports(code: Sequence[str], imports: Mapping[str, set[str]]) -> Iterator[s
     """Yield the blocks of imports, each with an empty line behind it; only what the code uses."""
     text = "\n".join(line.partition("  # ")[0] for line in code if not line.lstrip().startswith("#"))
     standard = [f"import {module}" for module, names in sorted(imports.items()) if not names]
-    others = [
-        f"from {module} import {', '.join(sorted(names))}" for module, names in imports.items() if names
-    ]
     torch = ["import torch"] if re.search(r"\btorch\.", text) else []
     torch += ["import torch.nn.functional as F"] if re.search(r"\bF\.", text) else []
-    torch += sorted([*others, "from torch import nn"])
-    used = [name for name in _BUILDERS if re.search(rf"^\s+{name}\(", text, re.MULTILINE)]
-    own = [f"from fxpar.runtime.module import {', '.join(used)}"] if used else []
+    used = {name for name in _BUILDERS if re.search(rf"^\s+{name}\(", text, re.MULTILINE)}
+    wanted = {"torch": {"nn"}, "fxpar.runtime.module": used, **imports}
+    wanted = {module: names for module, names in sorted(wanted.items()) if names}
+    lines = {module: f"from {module} import {', '.join(sorted(names))}" for module, names in wanted.items()}
+    torch += [line for module, line in lines.items() if not module.startswith("fxpar.")]
+    own = [line for module, line in lines.items() if module.startswith("fxpar.")]
     for block in (standard, torch, own):
         if block:
             yield from [*block, ""]

@@ -95,7 +95,17 @@ def find_layers(
         calls = _calls(path, members)
         if siblings[path] > 1 or max(calls.values(), default=0) > 0:
             keys |= {node: Key(path, call) for node, call in calls.items()}
+            _place_inserted(path, members, keys)
     return keys
+
+
+def _place_inserted(path: str, nodes: Sequence[fx.Node], keys: dict[fx.Node, Key]) -> None:
+    """Count nodes that a pass put into a layer to the call that uses them, else to the one that made their input."""
+    users = [(node, list(node.users)) for node in reversed(nodes)]
+    for node, related in [*users, *((node, node.all_input_nodes) for node in nodes)]:
+        near = {keys[other] for other in related if other in keys and keys[other].path == path}
+        if node not in keys and len(near) == 1:
+            keys[node] = near.pop()
 
 
 def nests(path: str, siblings: Mapping[str, int]) -> bool:
@@ -116,11 +126,15 @@ def _layer_path(module: str, siblings: Mapping[str, int], refused: Collection[st
 def _calls(path: str, nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
     """Number the calls of a layer: every module in it is called equally often in each call of the layer.
 
-    Returns nothing where that does not come out even: the layer is then no unit.
+    Nodes without a call were put in by a pass, and are left out. Returns nothing where that does not come out even:
+    the layer is then no unit.
     """
     seen: dict[str, set[int]] = {}
+    nodes = [node for node in nodes if "call" in node.meta]
+    if not nodes:
+        return {}
     for node in nodes:
-        seen.setdefault(node.meta["module"], set()).add(node.meta.get("call", 0))
+        seen.setdefault(node.meta["module"], set()).add(node.meta["call"])
     count = len(seen[path]) if path in seen else min(map(len, seen.values()))
     if any(len(calls) % count for calls in seen.values()):
         return {}
@@ -132,7 +146,7 @@ def _calls(path: str, nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
 
 def _call(node: fx.Node, ranks: Mapping[str, Mapping[int, int]], count: int) -> int:
     ranked = ranks[node.meta["module"]]
-    return ranked[node.meta.get("call", 0)] * count // len(ranked)
+    return ranked[node.meta["call"]] * count // len(ranked)
 
 
 def members(keys: Mapping[fx.Node, Key], nodes: Sequence[fx.Node]) -> Iterator[tuple[Key, list[fx.Node]]]:

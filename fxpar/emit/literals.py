@@ -9,19 +9,23 @@ import torch
 
 from fxpar.emit.text import Bracket, Expression, call
 from fxpar.errors import EmitError
-from fxpar.mesh import JOIN, GroupName
+from fxpar.mesh import JOIN, GroupIndex, GroupName
 
 #: Bounds of a slice at or above this mean "to the end".
 OPEN = 2**63 - 1
 
 
 def literal(value: Any) -> Expression:
-    """Return Python text for a number, string, dtype, layout, memory format, group name or None.
+    """Return Python text for None, a number, string, dtype, layout, memory format, op, or group.
 
     Raises EmitError for anything else.
     """
     if isinstance(value, GroupName):
         return f"self.groups.{value.replace(JOIN, '_')}"
+    if isinstance(value, GroupIndex):
+        return f"self.groups.index({string(value)})"
+    if isinstance(value, torch._ops.OpOverload):
+        return f"torch.ops.{value}"
     if isinstance(value, bool | None):
         return repr(value)
     if isinstance(value, int):
@@ -31,7 +35,7 @@ def literal(value: Any) -> Expression:
     if isinstance(value, complex):
         return call("complex", _real(value.real), _real(value.imag))
     if isinstance(value, str):
-        return _string(value)
+        return string(value)
     if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
         return str(value)
     raise EmitError(f"a {type(value).__name__} cannot be written into a module: {value!r}")
@@ -44,10 +48,6 @@ def sequence(items: tuple[Expression, ...], *, is_tuple: bool = False) -> Bracke
 
 def string(value: str) -> str:
     """Return a text in double quotes, as ruff quotes it."""
-    return _string(value)
-
-
-def _string(value: str) -> str:
     quoted = repr(value)
     if quoted[0] == "'" and '"' not in quoted:
         return f'"{quoted[1:-1]}"'
