@@ -46,7 +46,9 @@ class Rewrite:
                 self._call(node)
             else:
                 self._output(node)
-        self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        self.graph.eliminate_dead_code(
+            is_impure_node=lambda n: n.op in ("placeholder", "output") or "update" in n.meta
+        )
         self.graph.lint()
         return self.graph
 
@@ -63,8 +65,18 @@ class Rewrite:
         return tuple(resolve(dim) for dim in self.problem.found.dims[node][index])
 
     def whole(self, old: fx.Node, consumer: fx.Node) -> fx.Node:
-        """The new node that holds a value Invariant over every mesh dim."""
-        return self._convert(old, {}, consumer)
+        """The new node that holds a value Invariant over every mesh dim; made again where that needs no collective."""
+        if old not in self.problem.lazy or old.meta.get("grad") or not self.held(old):
+            return self._convert(old, {}, consumer)
+        key = (old, frozenset[tuple[str, Placement]]())
+        if key not in self.converted:
+            operands = {n: self.whole(n, consumer) for n in old.all_input_nodes}
+            args, kwargs = fx.node.map_arg((old.args, old.kwargs), operands.__getitem__)
+            new = self.graph.create_node("call_function", old.target, args, kwargs, name=old.name)
+            new.meta = dict(old.meta)
+            self._describe(new, old, {})
+            self.converted[key] = new
+        return self.converted[key]
 
     def seed(self) -> fx.Node:
         """The placeholder of the seed of one forward call, made when it is first asked for."""
@@ -86,9 +98,11 @@ class Rewrite:
         self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: fx.Node, val: Any = None
     ) -> fx.Node:
         """Append a call that stands for the old node `like`; `val` where it is no tensor of the shape of `like`."""
-        new = self.graph.call_function(target, args, kwargs)
+        new = self.graph.create_node("call_function", target, args, kwargs, name=like.name)
         new.meta = {
-            k: v for k, v in like.meta.items() if k in ("module", "source", "call", "grad", "creates")
+            k: v
+            for k, v in like.meta.items()
+            if k in ("module", "source", "call", "grad", "creates", "update")
         }
         new.meta["val"] = val if val is not None else self._local_val(like)
         self._describe(new, like)
