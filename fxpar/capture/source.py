@@ -58,7 +58,7 @@ class Source(ABC):
 def find(text: str) -> Source:
     """Find a model by its text. Nothing is run or built yet. Raises ModelError for a text that names nothing."""
     path = Path(text)
-    if path.is_dir() or path.name == "config.json":
+    if text and (path.is_dir() or path.name == "config.json"):
         from fxpar.capture.huggingface import FolderSource
 
         return FolderSource(text, path if path.is_dir() else path.parent)

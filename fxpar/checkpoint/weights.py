@@ -125,13 +125,15 @@ class FileWeights:
         return _DTYPES[code]
 
     def read(self, name: str, boxes: Sequence[Box] | None = None) -> torch.Tensor:
-        """The boxes as one tensor."""
+        """The boxes as one new tensor."""
         part = self._slice(name)
         wanted = checked(name, tuple(part.get_shape()), boxes)
         if not part.get_shape():
             whole: torch.Tensor = self._file(self._files[name]).get_tensor(name)
-            return whole
-        return assemble(wanted, [part[box.slices] for box in wanted])
+            return whole.clone()
+        # A slice lies in the mapped file, which further reads share.
+        pieces = [part[box.slices] for box in wanted]
+        return pieces[0].clone() if len(pieces) == 1 else assemble(wanted, pieces)
 
     def _slice(self, name: str) -> Any:
         if name not in self._files:
