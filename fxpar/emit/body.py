@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
 from fxpar.emit import describe
+from fxpar.emit.callee import Callee
 from fxpar.emit.calls import DEVICE, Calls
 from fxpar.emit.literals import sequence
 from fxpar.emit.names import Names, wishes
@@ -21,7 +22,7 @@ ROOM = WIDTH - 2 * len(STEP)
 TARGETS = 60
 
 
-@dataclass
+@dataclass(frozen=True)
 class Context:
     """What the functions of one emitted module share."""
 
@@ -29,7 +30,13 @@ class Context:
     """What the model itself is called in comments."""
     usual: torch.dtype | None
     """The dtype that comments leave out."""
-    imports: dict[str, set[str]] = field(default_factory=dict)
+    imports: frozenset[Callee] = frozenset()
+    """What is called by a name that has to be imported."""
+
+    @property
+    def reserved(self) -> list[str]:
+        """The names that are imported, and that nothing else may have."""
+        return [callee.name for callee in self.imports]
 
 
 class Body:
@@ -52,7 +59,7 @@ class Body:
         self.names = names
         self.layer = layer
         self.fixed = dict(fixed or {})
-        self.calls = Calls(lambda node: self.scope[node], context.imports)
+        self.calls = Calls(lambda node: self.scope[node])
         self.statements: list[Statement] = []
         self.module: str | None = None
 

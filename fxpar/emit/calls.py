@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxpar.capture.functions import FunctionCall
+from fxpar.emit.callee import callee, op_name
 from fxpar.emit.forms import Field, Form, Piece, forms
 from fxpar.emit.layers import counted
 from fxpar.emit.literals import literal, sequence
 from fxpar.emit.special import allowed, special
 from fxpar.emit.text import WIDTH, Bracket, Expression, flat, keyword
-from fxpar.errors import EmitError
 
 #: Arguments that change nothing for the dense tensors of a graph, with the value that they may have beside None.
 _NEUTRAL = {"layout": torch.strided, "pin_memory": False}
@@ -40,15 +39,14 @@ class Argument:
 
 
 class Calls:
-    """Writes calls. `name` gives the text of a node; `imports` collects, by module, what has to be imported.
+    """Writes calls. `name` gives the text of a node.
 
     `lists` are lists of values that the code has by name: an argument that is one of them is written so. `numbers`
     are the names of `counted` numbers.
     """
 
-    def __init__(self, name: Callable[[fx.Node], Expression], imports: dict[str, set[str]]) -> None:
+    def __init__(self, name: Callable[[fx.Node], Expression]) -> None:
         self.name = name
-        self.imports = imports
         self.lists: dict[str, list[fx.Node]] = {}
         self.numbers: dict[int, str] = {}
         self.uses_device = False
@@ -61,7 +59,7 @@ class Calls:
             written = self.formed(form, arguments)
             if isinstance(written, Bracket) or len(written) <= room:
                 return written
-        return Bracket(f"{self.callee(node.target)}(", tuple(self.rest(arguments, False)), ")")
+        return Bracket(f"{callee(node.target).text}(", tuple(self.rest(arguments, False)), ")")
 
     def value(self, value: Any) -> Expression:
         """Return the text of one argument: a node, a literal, or a list of them."""
@@ -84,32 +82,6 @@ class Calls:
     def whole(self, values: Sequence[Any]) -> str | None:
         """Return the name of the list that has exactly these values, if there is one."""
         return next((name for name, found in self.lists.items() if found == list(values)), None)
-
-    def callee(self, target: Any) -> str:
-        """Return the full name of what a node calls, and note what has to be imported for it."""
-        if isinstance(target, torch._ops.OpOverload):
-            return f"torch.ops.{target}"
-        if isinstance(target, FunctionCall):
-            return self.function(target)
-        module, name = target.__module__.removeprefix("_"), target.__qualname__
-        if module == "torch" or module.startswith("torch."):
-            return f"{module}.{name}"
-        if module in ("operator", "math"):
-            self.imports.setdefault(module, set())
-            return f"{module}.{name}"
-        if not module.startswith("fxpar."):
-            raise EmitError(f"`{module}.{name}` in the graph is no op")
-        self.imports.setdefault(module, set()).add(name)
-        return str(name)
-
-    def function(self, target: FunctionCall) -> str:
-        """Return `Function.apply`, and note that the Function has to be imported from the model's package."""
-        module, _, name = target.path.partition(":")
-        if "<locals>" in name or module == "__main__":
-            details = ["the emitted module has to import it: define it at the top of an importable module"]
-            raise EmitError(f"autograd.Function `{name}` of `{module}` cannot be imported", details=details)
-        self.imports.setdefault(module, set()).add(name.partition(".")[0])
-        return f"{name}.apply"
 
     def formed(self, form: Form, arguments: list[Argument]) -> Expression:
         """Return a call in its form."""
@@ -152,16 +124,8 @@ class Calls:
             named = named or argument.named or isinstance(value, bool | float | None)
             if argument.given:
                 text = self.value(value)
-                yield keyword(argument.name, text) if named else text
+                yield keyword(argument.name, text) if named and argument.name else text
             named = named or not argument.given
-
-
-def op_name(target: Any) -> str:
-    """Return the name of an op in tables of rules: `aten.add.Tensor`, `operator.add`."""
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target)
-    name = target.path if isinstance(target, FunctionCall) else getattr(target, "__qualname__", target)
-    return f"{getattr(target, '__module__', '').removeprefix('_')}.{name}"
 
 
 def bind(node: fx.Node) -> Iterator[Argument]:

@@ -47,7 +47,7 @@ class Classes:
         self.context = context
         self.modules = modules
         self.persistent = persistent
-        self.taken = tuple(taken)
+        self.taken = (*taken, *context.reserved)
         self.held: dict[str, list[fx.Node]] = {}
         for node in placeholders:
             parts = node.meta["name"].split(".")
@@ -69,7 +69,7 @@ class Classes:
         code = [statement.prefix + flat(statement.expression) for statement in body]
         text = (kind, *declared, "", *code)
         if text not in self.found:
-            name = self.names.give(class_name(kind or layer.key.path))
+            name = self.names.number(class_name(kind or layer.key.path))
             uses_groups = any("self.groups." in line for line in code)
             self.found[text] = LayerClass(name, [], tensors, uses_groups)
         self.found[text].layers.append(layer)
@@ -81,7 +81,7 @@ class Classes:
         held = self.held.get(path, [])
         scope = {node: access("self", node.meta["name"].removeprefix(f"{path}.")) for node in held}
         scope |= dict(zip(layer.inputs, arguments))
-        body = Body(self.context, scope, Names(arguments), path)
+        body = Body(self.context, scope, Names([*arguments, *self.context.reserved]), path)
         body.calls.numbers = dict(zip(layer.numbers, arguments[len(layer.inputs) :]))
         body.extend(layer.nodes)
         body.give_back(layer.outputs, always_tuple=False)

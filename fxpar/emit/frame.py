@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
+from fxpar.emit.callee import Callee
 from fxpar.emit.text import STEP, WIDTH, call, comment, layout
 
-_BUILDERS = ("buffer", "parameter", "submodule", "tie")
+_BUILDERS = [("fxpar.runtime.module", name) for name in ("buffer", "parameter", "submodule", "tie")]
 
 
 def class_lines(
@@ -51,7 +52,7 @@ def _signature(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def frame(
-    code: Sequence[str], class_name: str, imports: Mapping[str, set[str]], title: str, plan: str, source: str
+    code: Sequence[str], class_name: str, imports: Collection[Callee], title: str, plan: str, source: str
 ) -> Iterator[str]:
     """Yield the lines of a module: docstring, imports, the public name, and the code."""
     yield f'"""{_plain(title)}'
@@ -67,19 +68,21 @@ def frame(
     yield from code
 
 
-def _imports(code: Sequence[str], imports: Mapping[str, set[str]]) -> Iterator[str]:
+def _imports(code: Sequence[str], imports: Collection[Callee]) -> Iterator[str]:
     """Yield the blocks of imports, each with an empty line behind it; only what the code uses."""
     text = "\n".join(line.partition("  # ")[0] for line in code if not line.lstrip().startswith("#"))
-    standard = [f"import {module}" for module, names in sorted(imports.items()) if not names]
-    torch = ["import torch"] if re.search(r"\btorch\.", text) else []
-    torch += ["import torch.nn.functional as F"] if re.search(r"\bF\.", text) else []
-    used = {name for name in _BUILDERS if re.search(rf"^\s+{name}\(", text, re.MULTILINE)}
-    wanted = {"torch": {"nn"}, "fxpar.runtime.module": used, **imports}
-    wanted = {module: names for module, names in sorted(wanted.items()) if names}
-    lines = {module: f"from {module} import {', '.join(sorted(names))}" for module, names in wanted.items()}
-    torch += [line for module, line in lines.items() if not module.startswith("fxpar.")]
+    plain = sorted({found.module for found in imports if not found.name})
+    standard = [f"import {module}" for module in plain if re.search(rf"\b{module}\.", text)]
+    outside = ["import torch"] if re.search(r"\btorch\.", text) else []
+    outside += ["import torch.nn.functional as F"] if re.search(r"\bF\.", text) else []
+    names = {"torch": {"nn"}}
+    for module, name in [(found.module, found.name) for found in imports if found.name] + _BUILDERS:
+        if re.search(rf"\b{name}[.(,]", text):
+            names.setdefault(module, set()).add(name)
+    lines = {module: f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names)}
+    outside += [line for module, line in lines.items() if not module.startswith("fxpar.")]
     own = [line for module, line in lines.items() if module.startswith("fxpar.")]
-    for block in (standard, torch, own):
+    for block in (standard, outside, own):
         if block:
             yield from [*block, ""]
 

@@ -10,6 +10,7 @@ from fxpar.emit import describe
 from fxpar.emit.access import access
 from fxpar.emit.arrange import arrange
 from fxpar.emit.body import Context
+from fxpar.emit.callee import callee
 from fxpar.emit.classes import Classes, LayerClass, first_tensor_dtype
 from fxpar.emit.fold import PREFIX, TEXT_SLOT, fold
 from fxpar.emit.frame import class_lines, frame
@@ -63,7 +64,9 @@ class _Emitter:
         self.held = [node for node in placeholders if node.meta["kind"] in HELD]
         given = [node for node in placeholders if node.meta["kind"] not in HELD]
         self.given = sorted(given, key=lambda node: node.meta["kind"] != "received")
-        self.context = Context(modules.get("", class_name), first_tensor_dtype(placeholders))
+        called = (node.target for node in graph.nodes if node.op == "call_function")
+        imports = frozenset(found for target in called if (found := callee(target)).module)
+        self.context = Context(modules.get("", class_name), first_tensor_dtype(placeholders), imports)
         if persistent is None:
             persistent = [node.meta["name"] for node in self.held if node.meta["kind"] == "buffer"]
         self.classes = Classes(self.context, modules, self.held, frozenset(persistent), [class_name])

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import fx
 
+from fxpar.emit.callee import word
+
 #: What a value is never called: what emitted code says otherwise, and letters that look like digits.
 RESERVED = {"self", "torch", "nn", "F", "math", "operator", "device", "layer", "i", "l", "O", "I", "_"}
 _LIMIT = 40
@@ -25,8 +27,11 @@ class Names:
         self.counts: dict[str, int] = {}
 
     def give(self, wish: str) -> str:
-        """Return the wished name, or with the first free number behind it."""
-        wish = identifier(wish)
+        """Return the wished name as an identifier, or with the first free number behind it."""
+        return self.number(identifier(wish))
+
+    def number(self, wish: str) -> str:
+        """Return the wished name as it is, or with the first free number behind it."""
         number = self.counts.get(wish, 1)
         name = wish if number == 1 and not _is_word(wish) else f"{wish}_{number}"
         while name in self.taken:
@@ -99,10 +104,9 @@ def _scales(node: fx.Node) -> bool:
 
 
 def _op_word(node: fx.Node) -> str:
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.partition("::")[2].strip("_")
-    return str(getattr(target, "__name__", target)).strip("_")
+    """Return the word for what a node calls; where that only calls an op that it is given, the op's."""
+    given = node.args[0] if node.args else None
+    return word(given if isinstance(given, torch._ops.OpOverload) else node.target)
 
 
 def _module_word(path: str) -> str:

@@ -11,7 +11,7 @@ from fxpar.emit import describe
 from fxpar.emit.access import access
 from fxpar.emit.arrange import Item
 from fxpar.emit.body import Body, Context
-from fxpar.emit.carry import carried, gathered
+from fxpar.emit.carry import HIDDEN, carried, gathered
 from fxpar.emit.classes import LayerClass
 from fxpar.emit.fold import SLOT
 from fxpar.emit.layers import Layer
@@ -32,8 +32,9 @@ def forward(
 
     `held` are the module's own tensors. Calls of layers have the layer's number in a slot.
     """
-    names = Names(node.name for node in given)
-    renamed = {node: names.give(node.name) for node in given if node.name in RESERVED}
+    reserved = RESERVED | set(context.reserved)
+    names = Names([*reserved, *(node.name for node in given)])
+    renamed = {node: names.give(node.name) for node in given if node.name in reserved}
     scope = {node: access("self", node.meta["name"]) for node in held}
     scope |= {node: renamed.get(node, node.name) for node in given}
     fixed = carried(items, names)
@@ -69,9 +70,9 @@ class _Stage(Body):
         container, _, number = layer.key.path.rpartition(".")
         arguments = [self.scope[value] for value in layer.inputs]
         if not kind.arguments:
-            names = Names()
-            wished = [_argument(*pair) for pair in zip(layer.inputs, arguments)]
-            kind.arguments = [names.give(wish) for wish in [*wished, *["number"] * len(layer.numbers)]]
+            names = Names(self.context.reserved)
+            wished = [self.argument(value) for value in layer.inputs] + ["number"] * len(layer.numbers)
+            kind.arguments = [names.give(wish) for wish in wished]
         found = wishes(layer.nodes, layer.key.path)
         targets = [self.target(node, found[node]) for node in layer.outputs]
         items = (*arguments, *[SLOT] * len(layer.numbers))
@@ -84,6 +85,12 @@ class _Stage(Body):
                 element, together = self.elements[self.gathered[node]]
                 self.statements.append(Statement(call(f"{together}.append", element)))
         self.module = None
+
+    def argument(self, value: fx.Node) -> str:
+        """Return a name for an argument of a layer: that of the value it first gets, without a counting number."""
+        if value.meta.get("kind") in HELD:
+            return ".".join(str(value.meta["name"]).split(".")[-2:])
+        return HIDDEN if value in self.fixed else re.sub(r"_\d+$|\W.*", "", self.scope[value])
 
     def target(self, node: fx.Node, wish: str) -> str:
         """Name a result of a layer; the first of a list starts the list."""
@@ -99,10 +106,3 @@ class _Stage(Body):
         self.scope[node] = f"{together}[{len(values)}]"
         values.append(node)
         return element
-
-
-def _argument(value: fx.Node, text: str) -> str:
-    """Return a name for an argument of a layer: that of the value it first gets, without a counting number."""
-    if value.meta.get("kind") in HELD:
-        return ".".join(str(value.meta["name"]).split(".")[-2:])
-    return re.sub(r"_\d+$|\W.*", "", text)

@@ -175,7 +175,7 @@ def test_form_does_what_its_op_does(op: str) -> None:
     texts = []
     for sample in samples()[op]:
         node, scope = traced(target(op), sample)
-        calls = Calls(lambda value: value.name, {})
+        calls = Calls(lambda value: value.name)
         texts.append(flat(calls.write(node)))
         expected = outcome(lambda sample=sample: target(op)(*sample.args, **sample.kwargs), scope)
         written = outcome(lambda text=texts[-1], scope=scope: evaluate(text, scope), scope)
