@@ -1,0 +1,182 @@
+"""The manifest: what the runtime knows of a partitioned model, as plain data that goes through JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fxpar.errors import EmitError
+from fxpar.mesh import Mesh
+from fxpar.pipeline.spec import StageSpec
+
+#: Raised whenever an older reader would misunderstand what is written.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A parameter, buffer or constant: its global shape, what a rank holds, and what becomes of its gradient.
+
+    `dims` are in factor notation, `placement` is in words; `split` are the mesh dims that split it, `reduce` those over
+    which its gradient is summed, `stages` the pipeline stages that hold it.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    local_shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    placement: str
+    split: tuple[str, ...] = ()
+    reduce: tuple[str, ...] = ()
+    stages: tuple[int, ...] = ()
+    persistent: bool = True
+    learns: bool = True
+    rule: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """An argument of the model: a tensor of this shape and dtype, or (dtype empty) the value that was captured."""
+
+    name: str
+    placeholder: str = ""
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class CutSpec:
+    """How a tensor is cut: along `dim` into `parts` that interleave by `layout`, over a mesh dim of ranks or of time."""
+
+    mesh_dim: str
+    dim: int
+    layout: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PreparedSpec:
+    """A value made of the whole batch, given to each microbatch: its part by `cut`, or as it is."""
+
+    name: str
+    cut: CutSpec | None = None
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """An output of the model: a tensor as the ranks hold it, or (dtype empty) a plain value.
+
+    `gather` lists the cuts to undo over ranks, in order; `time` says how microbatches make the whole: `sum`, a cut, or
+    nothing, where each has the same.
+    """
+
+    name: str
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    gather: tuple[CutSpec, ...] = ()
+    time: CutSpec | str | None = None
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything of a partitioned model but its code and its weights."""
+
+    source: str
+    hash: str
+    mesh: Mapping[str, int]
+    schedule: str
+    microbatches: int
+    training: bool
+    seed: int
+    random: bool
+    """Whether a forward call needs a seed."""
+    inputs: tuple[InputSpec, ...]
+    prepared: tuple[PreparedSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    loss: str | None
+    stages: tuple[StageSpec, ...]
+    tensors: Mapping[str, TensorSpec]
+    ties: Mapping[str, str]
+    groups: tuple[str, ...]
+    """Every kind of group that some rank needs."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    format: int = FORMAT
+
+    @property
+    def grid(self) -> Mesh:
+        """The mesh."""
+        return Mesh(self.mesh)
+
+    def stage_of(self, rank: int) -> StageSpec:
+        """The stage that a rank runs."""
+        return self.stages[self.grid.coordinate(rank).get("pp", 0)]
+
+    def to_json(self) -> str:
+        """The manifest as text, the same for the same partition."""
+        data = asdict(self) | {"stages": [stage.to_json() for stage in self.stages]}
+        return json.dumps(data, indent=1, sort_keys=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        """Read what `to_json` wrote. Raises EmitError for anything else."""
+        try:
+            data = json.loads(text)
+            version = data["format"]
+            if version != FORMAT:
+                raise EmitError(
+                    f"the manifest has format {version}, this fxpar reads {FORMAT}",
+                    details=["partition the model again, or use the fxpar that wrote it"],
+                )
+            return _manifest(data)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise EmitError("manifest.json is damaged", details=[str(error)]) from error
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """The manifest of a folder that `partition` wrote."""
+        path = folder / "manifest.json"
+        if not path.is_file():
+            raise EmitError(f"{folder} was not written by `fxpar partition`: it has no manifest.json")
+        return Manifest.from_json(path.read_text(encoding="utf-8"))
+
+
+def _manifest(data: dict[str, Any]) -> Manifest:
+    tuples = {
+        "inputs": tuple(InputSpec(**_tupled(entry)) for entry in data["inputs"]),
+        "prepared": tuple(PreparedSpec(e["name"], _cut(e["cut"])) for e in data["prepared"]),
+        "outputs": tuple(_output(entry) for entry in data["outputs"]),
+        "stages": tuple(StageSpec.from_json(entry) for entry in data["stages"]),
+        "tensors": {name: TensorSpec(**_tupled(entry)) for name, entry in data["tensors"].items()},
+        "groups": tuple(data["groups"]),
+        "notes": tuple(data["notes"]),
+    }
+    return Manifest(**(data | tuples))
+
+
+def _tupled(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+
+
+def _cut(data: dict[str, Any] | None) -> CutSpec | None:
+    return CutSpec(data["mesh_dim"], data["dim"], tuple(data["layout"])) if data else None
+
+
+def _output(data: dict[str, Any]) -> OutputSpec:
+    gather = tuple(cut for cut in map(_cut, data["gather"]) if cut)
+    time = data["time"] if isinstance(data["time"], str) else _cut(data["time"])
+    return OutputSpec(data["name"], data["dtype"], tuple(data["shape"]), gather, time, data["value"])
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32."""
+    return str(dtype).removeprefix("torch.")

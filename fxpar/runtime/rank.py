@@ -1,0 +1,175 @@
+"""One rank of a partitioned model: a module that is called like the original one, and a step of the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxpar.capture.tree import flatten
+from fxpar.errors import RankError
+from fxpar.runtime import conversions
+from fxpar.runtime.cutting import joined, part
+from fxpar.runtime.gradients import clip_gradients_, gradient_norm
+from fxpar.runtime.groups import Groups
+from fxpar.runtime.manifest import CutSpec, InputSpec, Manifest, OutputSpec
+from fxpar.runtime.pipeline import Pipeline
+from fxpar.runtime.random import Randomness, stream_seed
+from fxpar.runtime.reduction import Reduction
+
+
+class Rank(nn.Module):
+    """What one rank runs. Every rank is given the same whole batch; `state_dict` has the original names.
+
+    `stage` is the emitted module of the rank's stage, `prepare` that which makes of a batch what its microbatches need
+    (None for one microbatch). With one stage `forward` gives the original outputs, with gradients; with several, use
+    `step` and `evaluate`. Raises RankError for inputs that do not fit the captured ones, all at once.
+    """
+
+    def __init__(
+        self,
+        stage: nn.Module,
+        manifest: Manifest,
+        groups: Groups,
+        *,
+        prepare: nn.Module | None = None,
+        out_spec: pytree.TreeSpec | None = None,
+    ) -> None:
+        super().__init__()
+        object.__setattr__(self, "stage", stage)
+        self._modules = stage._modules
+        self._parameters = stage._parameters
+        self._buffers = stage._buffers
+        self._non_persistent_buffers_set = stage._non_persistent_buffers_set
+        self.manifest, self.groups, self.out_spec = manifest, groups, out_spec
+        object.__setattr__(self, "prepare", prepare)
+        self.pipeline = Pipeline(stage, manifest.stage_of(groups.rank), groups, schedule=manifest.schedule)
+        self.reduction = Reduction(stage, manifest, groups)
+        self.randomness = Randomness(manifest.seed)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original model's outputs for a whole batch, gathered from all ranks; for a single stage only."""
+        if len(self.manifest.stages) > 1:
+            raise RankError(
+                "a model in several stages has no forward on one rank",
+                details=["use module.step(batch) or .evaluate"],
+            )
+        inputs = self.manifest.stage_of(self.groups.rank).inputs
+        made = [
+            self.stage(**{name: given[name] for name in inputs})
+            for given in self.microbatches(self.bind(args, kwargs))
+        ]
+        outputs = self.whole(made)
+        self.reduction.watch(outputs)
+        return self._named(outputs)
+
+    def step(self, batch: Mapping[str, Any]) -> Tensor:
+        """Run a whole batch forward and backward; gradients add up in the parameters, complete on every rank.
+
+        `batch` holds the arguments of the model's forward by name. Returns the loss, the same on every rank.
+        """
+        given = self.microbatches(self.bind((), batch))
+        with self.reduction.around():
+            loss, _ = self.pipeline.step(given, everywhere=True)
+        assert loss is not None
+        return loss
+
+    def evaluate(self, batch: Mapping[str, Any]) -> tuple[Tensor | None, Any]:
+        """Run a whole batch forward, without gradients.
+
+        Returns the loss, the same on every rank (None if the model has none), and on the ranks of the last stage the
+        original outputs, gathered; None elsewhere.
+        """
+        with torch.no_grad():
+            loss, made = self.pipeline.evaluate(self.microbatches(self.bind((), batch)), everywhere=True)
+            return loss, None if made is None else self._named(self.whole(made))
+
+    def gradient_norm(self) -> Tensor:
+        """The L2 norm of all gradients of the whole model; every rank has to call it."""
+        return gradient_norm(self.reduction.gradients, self.groups)
+
+    def clip_gradients_(self, max_norm: float) -> Tensor:
+        """Scale all gradients so that their global norm is at most `max_norm`; returns the norm before."""
+        return clip_gradients_(self.reduction.gradients, max_norm, self.groups)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tensors of a call by placeholder. Raises RankError where they do not fit what was captured."""
+        names = list(dict.fromkeys(spec.name.split(".")[0] for spec in self.manifest.inputs))
+        given = dict(leaf for name, v in [*zip(names, args), *kwargs.items()] for leaf in flatten(name, v))
+        known = {spec.name for spec in self.manifest.inputs}
+        errors = [f"`{name}` is no input of the model" for name in sorted(given.keys() - known)]
+        errors += [problem for spec in self.manifest.inputs if (problem := _misfit(spec, given))]
+        if errors:
+            raise RankError("the inputs do not fit the captured model", details=errors)
+        device = next((t.device for t in self.stage.parameters()), torch.device("cpu"))
+        return {s.placeholder: given[s.name].to(device) for s in self.manifest.inputs if s.placeholder}
+
+    def microbatches(self, inputs: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """What each microbatch is given by name."""
+        count = self.manifest.microbatches
+        if self.prepare is None:
+            given: list[dict[str, Any]] = [dict(inputs)]
+        else:
+            values = dict(zip((p.name for p in self.manifest.prepared), self.prepare(**inputs)))
+            given = [
+                {p.name: _part(values[p.name], p.cut, number, count) for p in self.manifest.prepared}
+                for number in range(count)
+            ]
+        if self.manifest.random:
+            seed = self.randomness.next()
+            for number, each in enumerate(given):
+                each["seed"] = stream_seed(seed, number)
+        return given
+
+    def whole(self, made: Sequence[Sequence[Any]]) -> list[Any]:
+        """The model's outputs, from those of the microbatches on this rank."""
+        return [
+            self._whole(spec, [each[position] for each in made])
+            for position, spec in enumerate(self.manifest.outputs)
+        ]
+
+    def _whole(self, spec: OutputSpec, pieces: list[Any]) -> Any:
+        if not spec.dtype:
+            return spec.value
+        pieces = [self._gathered(spec, piece) for piece in pieces]
+        if spec.time == "sum":
+            return torch.stack(pieces).sum(0)
+        if isinstance(spec.time, CutSpec):
+            return joined(pieces, spec.time.dim, spec.time.layout)
+        return pieces[0]
+
+    def _gathered(self, spec: OutputSpec, piece: Tensor) -> Tensor:
+        for cut in spec.gather:
+            group = self.groups[cut.mesh_dim]
+            piece = conversions.all_gather(piece, cut.dim, group, layout=cut.layout, backward="slice")
+        return piece
+
+    def _named(self, outputs: list[Any]) -> Any:
+        if self.out_spec is not None:
+            return pytree.tree_unflatten(outputs, self.out_spec)
+        names = [spec.name for spec in self.manifest.outputs]
+        positional = names == [str(position) for position in range(len(names))]
+        return tuple(outputs) if positional else dict(zip(names, outputs))
+
+
+def _part(value: Tensor, cut: CutSpec | None, number: int, count: int) -> Tensor:
+    return value if cut is None else part(value, cut.dim, cut.layout, number, count)
+
+
+def _misfit(spec: InputSpec, given: Mapping[str, Any]) -> str:
+    value = given.get(spec.name)
+    if not spec.placeholder:
+        same = type(value) is type(spec.value) and value == spec.value
+        return (
+            ""
+            if same or spec.name not in given
+            else f"`{spec.name}` was captured as {spec.value!r}, given {value!r}"
+        )
+    wanted = f"{spec.dtype}{list(spec.shape)}"
+    if not isinstance(value, Tensor):
+        return f"`{spec.name}` is missing: {wanted}"
+    found = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return "" if found == wanted else f"`{spec.name}` was captured as {wanted}, given {found}"
