@@ -20,6 +20,8 @@ from fxpar.errors import ModelError
 
 #: Sizes of example inputs: sequences, and tokens of the longest of them.
 BATCH, LENGTH = 4, 128
+#: Height and width of images for models that take any.
+IMAGE = 224
 
 
 @dataclass
@@ -137,8 +139,8 @@ def _main(name: str, config: Any, folder: Path) -> InputSpec:
     if name == "input_ids":
         return InputSpec(name, torch.int64, (BATCH, _length(config)), text.vocab_size)
     dtype = _dtype(config)
-    if name == "pixel_values" and isinstance(getattr(config, "image_size", None), int | list | tuple):
-        size = config.image_size
+    if name == "pixel_values" and hasattr(config, "num_channels"):
+        size = getattr(config, "image_size", None) or IMAGE
         height, width = (size, size) if isinstance(size, int) else size
         return InputSpec(name, dtype, (BATCH, config.num_channels, height, width))
     if name == "input_features" and hasattr(config, "num_mel_bins"):
