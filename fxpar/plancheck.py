@@ -1,0 +1,98 @@
+"""What each setting of a plan may be. Every check gives all that is wrong with one setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from fxpar.errors import FxparError
+from fxpar.mesh import MESH_DIMS
+from fxpar.yamlfile import Node, suggest
+
+SCHEDULES = ("gpipe", "1f1b")
+#: What axes may be split over: every mesh dim whose ranks share a stage, and `mb`, the microbatches of one step.
+SPLIT_DIMS = (*MESH_DIMS[1:], "mb")
+
+Check: TypeAlias = Callable[[Node], Iterator[FxparError]]
+
+
+def _check(demand: Callable[[Node], object]) -> Check:
+    def check(node: Node) -> Iterator[FxparError]:
+        try:
+            demand(node)
+        except FxparError as error:
+            yield error
+
+    return check
+
+
+def _unbuilt(what: str) -> Check:
+    def demand(node: Node) -> None:
+        if (size := node.integer(1)) > 1:
+            raise node.wrong(f"{what} = {size} is not built yet", "leave it at 1")
+
+    return _check(demand)
+
+
+def _optional(check: Check) -> Check:
+    return lambda node: iter(()) if node.value is None else check(node)
+
+
+def _texts(node: Node) -> Iterator[FxparError]:
+    for entry in node.one_or_more():
+        yield from _check(Node.text)(entry)
+
+
+def _cut(node: Node) -> Iterator[FxparError]:
+    try:
+        at = node.mapping(("at",), required=("at",))["at"]
+    except FxparError as error:
+        yield error
+    else:
+        yield from _texts(at)
+
+
+def _splits(node: Node) -> Iterator[FxparError]:
+    try:
+        rows = node.mapping()
+    except FxparError as error:
+        yield error
+        return
+    for axis, value in rows.items():
+        names: list[str] = []
+        for word in value.one_or_more() if value.value is not None else ():
+            yield from _check(lambda word, axis=axis, names=names: _split(word, axis, names))(word)
+
+
+def _split(word: Node, axis: str, names: list[str]) -> None:
+    """Check one mesh dim of a row, `names` being those before it."""
+    name = word.text().removesuffix("?")
+    if name == "pp":
+        raise word.wrong("`pp` splits no axis: each of its ranks holds a stage", *suggest(name, SPLIT_DIMS))
+    if name not in SPLIT_DIMS:
+        raise word.wrong(f"`{name}` is no mesh dim", *suggest(name, SPLIT_DIMS))
+    if name in names:
+        raise word.wrong(f"`{name}` stands twice in the row of `{axis}`")
+    names.append(name)
+
+
+_SIZE = _check(lambda node: node.integer(1))
+
+#: By the name of the setting, in the order in which a plan is written.
+CHECKS: dict[str, Check] = {
+    "tp": _SIZE,
+    "pp": _SIZE,
+    "dp": _SIZE,
+    "cp": _SIZE,
+    "ep": _unbuilt("expert parallelism, ep"),
+    "vpp": _unbuilt("virtual pipelining, vpp"),
+    "sequence_parallel": _check(Node.flag),
+    "schedule": _check(lambda node: node.choice(SCHEDULES)),
+    "microbatches": _optional(_SIZE),
+    "cut": _optional(_cut),
+    "splits": _optional(_splits),
+    "rules": _optional(_texts),
+    "seed": _check(lambda node: node.integer(0)),
+}
+#: The settings that have parts, and what a part is called in messages.
+NESTED = {"cut": "at", "splits": "AXIS"}
