@@ -6,10 +6,11 @@ from math import prod
 
 from torch import fx
 
-from fxpar.axes.equation import Equation, Operand, Slot
+from fxpar.axes.equation import ANY, Equation, Operand, Slot
 from fxpar.axes.factor import Dim, fresh, resolve, size_of
-from fxpar.axes.links import Dims, Links, Piece, Pieces
+from fxpar.axes.links import WHOLE, Dims, Links, Piece, Pieces, Role
 from fxpar.axes.oprule import OpRule
+from fxpar.axes.schema import arguments
 from fxpar.axes.unify import unify
 from fxpar.errors import RuleError
 
@@ -19,9 +20,20 @@ class Binding:
 
     def __init__(self) -> None:
         self.dims: dict[str, Dim] = {}
+        self.whole = 0
+
+    def sizes(self, node: fx.Node, sizes: dict[str, tuple[str, ...]]) -> None:
+        """Let roles have the sizes that arguments give them."""
+        for name, roles in sizes.items():
+            given = arguments(node)[name]
+            lengths = [given] * len(roles) if isinstance(given, int) else list(given)
+            for role, length in zip(reversed(roles), reversed(lengths)):
+                self.dims[role] = fresh(length)
 
     def bind(self, slot: Slot, dim: Dim) -> None:
         """Let a plain slot stand for a dim; size 1 is broadcast where the role is larger elsewhere."""
+        if slot == ANY:
+            return
         if slot and size_of(dim) != 1:
             known = self.dims.get(slot[0], ())
             if not known:
@@ -37,68 +49,89 @@ class Binding:
             for role in slot:
                 self.dims.setdefault(role, ())
             return
-        known = prod(size_of(self.dims[role]) for role in slot if role in self.dims)
-        unknown = [role for role in slot if role not in self.dims]
+        known = prod(size_of(self.dims.get(role, ())) for role in slot)
+        unknown = [role for role in slot if not self.dims.get(role)]
         if size_of(dim) % known or (not unknown and size_of(dim) != known):
             raise ValueError(f"{size_of(dim)} is not ({' '.join(slot)}) with {known}")
         for role in unknown:
             self.dims[role] = fresh(size_of(dim) // known if role is unknown[-1] else 1)
         unify(tuple(term for role in slot for term in self.dims[role]), dim)
 
-    def pieces(self, slot: Slot) -> Pieces:
-        """The pieces of a dim that a slot describes."""
+    def pieces(self, slot: Slot, dim: Dim | None = None) -> Pieces:
+        """The pieces of a dim that a slot describes; `dim` is what stands there if the slot is `_`."""
+        if slot == ANY and dim is not None:
+            self.whole += 1
+            return piece(f"!{self.whole}", dim)
         return tuple((role, self.dims[role]) for role in slot if self.dims[role])
 
 
 def apply(
-    rule: OpRule, node: fx.Node, operands: list[tuple[fx.Node, Dims] | None], outputs: list[int]
+    rule: OpRule,
+    node: fx.Node,
+    operands: list[tuple[fx.Node, Dims] | None],
+    outputs: tuple[tuple[int, ...], ...],
 ) -> Links:
     """Link a node by its rule's equation.
 
-    `operands` are the op's tensor arguments with their dims, None where absent; `outputs` are the ranks of the
+    `operands` are the op's tensor arguments with their dims, None where absent; `outputs` are the shapes of the
     outputs. Raises RuleError where the equation does not fit the call.
     """
     try:
-        return _apply(rule, _choose(rule, operands, outputs), operands, outputs)
+        return _apply(rule, node, _choose(rule, node, operands, outputs), operands, outputs)
     except ValueError as error:
         shapes = [tuple(size_of(d) for d in operand[1]) if operand else None for operand in operands]
         raise RuleError(
             f"`{rule.op}`: {error}",
             place=rule.place,
-            details=[f"{node.name} in {node.meta.get('module')}: {shapes}"],
+            details=[f"{node.name} in {node.meta.get('module') or 'the model'}: {shapes}"],
         ) from None
 
 
 def _apply(
-    rule: OpRule, equation: Equation, operands: list[tuple[fx.Node, Dims] | None], outputs: list[int]
+    rule: OpRule,
+    node: fx.Node,
+    equation: Equation,
+    operands: list[tuple[fx.Node, Dims] | None],
+    outputs: tuple[tuple[int, ...], ...],
 ) -> Links:
     given = [(o, slots) for o, slots in zip(operands, _fit(equation, operands)) if o is not None]
     binding = Binding()
+    binding.sizes(node, rule.sizes)
     for groups in (False, True):
         for (_, dims), slots in given:
             for slot, dim in zip(slots, dims):
                 if (len(slot) > 1) == groups:
                     (binding.bind_product if groups else binding.bind)(slot, dim)
     ins = tuple(
-        tuple(binding.pieces(slot) if size_of(dim) != 1 else () for slot, dim in zip(slots, dims))
+        tuple(binding.pieces(slot, dim) if size_of(dim) != 1 else () for slot, dim in zip(slots, dims))
         for (_, dims), slots in given
     )
     outs = tuple(
-        tuple(binding.pieces(slot) for slot in operand.expand(rank))
-        for operand, rank in zip(equation.outputs, outputs)
+        tuple(binding.pieces(slot, fresh(size)) for slot, size in zip(operand.expand(len(shape)), shape))
+        for operand, shape in zip(equation.outputs, outputs)
     )
     roles = {role: rule.role("..." if role.startswith("...") else role) for role in binding.dims}
-    return Links(tuple(o[0] for o, _ in given), ins, outs, roles, linear=rule.linear, rule=rule.source)
+    roles |= {f"!{number}": Role(WHOLE) for number in range(1, binding.whole + 1)}
+    nodes = tuple(operand[0] for operand, _ in given)
+    return Links(nodes, ins, outs, roles, rule.kind, linear=rule.linear, rule=rule.source, sizes=rule.sizes)
 
 
-def _choose(rule: OpRule, operands: list[tuple[fx.Node, Dims] | None], outputs: list[int]) -> Equation:
-    """The first of the rule's equations that has the call's ranks."""
+def _choose(
+    rule: OpRule,
+    node: fx.Node,
+    operands: list[tuple[fx.Node, Dims] | None],
+    outputs: tuple[tuple[int, ...], ...],
+) -> Equation:
+    """The first of the rule's equations that has the call's ranks, and roles for the sizes it gives."""
     problem = ValueError("no equation")
     for equation in rule.equations:
         try:
             _fit(equation, operands)
-            for operand, rank in zip(equation.outputs, outputs):
-                operand.expand(rank)
+            if len(outputs) != len(equation.outputs):
+                raise ValueError(f"{len(outputs)} outputs for an equation of {len(equation.outputs)}")
+            for operand, shape in zip(equation.outputs, outputs):
+                operand.expand(len(shape))
+            _fit_sizes(rule, node, equation)
             return equation
         except ValueError as error:
             problem = error
@@ -114,6 +147,15 @@ def _fit(equation: Equation, operands: list[tuple[fx.Node, Dims] | None]) -> lis
             raise ValueError(f"operand `{expected}` is missing")
         slots.append(expected.expand(len(operand[1])) if operand else ())
     return slots
+
+
+def _fit_sizes(rule: OpRule, node: fx.Node, equation: Equation) -> None:
+    """Check that a list of sizes has an entry for just those of its roles that stand in the equation."""
+    for name, roles in rule.sizes.items():
+        given = arguments(node)[name]
+        wanted = {role for role in roles if role in equation.roles}
+        if not isinstance(given, int) and wanted != set(roles[len(roles) - len(given) :]):
+            raise ValueError(f"`{name}` has {len(given)} sizes")
 
 
 def pointwise(count: int) -> Equation:

@@ -5,8 +5,8 @@
 
 Operands stand in the order of the op's tensor arguments. A letter or word is a role; `...` stands for any number of
 broadcast dimensions, aligned at the right; `(h g)` is one dimension that is a product; `1` is a dimension of size 1;
-`?` after an operand says that it may be absent. A role on a dimension of size 1 where other operands are larger is
-broadcast there.
+`?` after an operand says that it may be absent; `_` is a dimension that the op needs whole, or that it makes. A role
+on a dimension of size 1 where other operands are larger is broadcast there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TypeAlias
 Slot: TypeAlias = tuple[str, ...]
 
 ELLIPSIS: Slot = ("...",)
+ANY: Slot = ("_",)
 
 _TOKEN = re.compile(r"\s*(\.\.\.|[A-Za-z_]\w*|1|\(|\)|\?)")
 
@@ -58,9 +59,9 @@ class Equation:
 
     @property
     def roles(self) -> frozenset[str]:
-        """Every role that the equation names, without `...`."""
+        """Every role that the equation names."""
         operands = self.inputs + self.outputs
-        return frozenset(role for operand in operands for slot in operand.slots for role in slot) - {"..."}
+        return frozenset(role for operand in operands for slot in operand.slots for role in slot) - {"_"}
 
     def __str__(self) -> str:
         left, right = (", ".join(map(str, side)) for side in (self.inputs, self.outputs))
@@ -76,7 +77,7 @@ def parse(text: str) -> Equation:
     inputs, outputs = (tuple(_operand(part) for part in side.split(",")) for side in sides)
     equation = Equation(inputs, outputs)
     known = {role for operand in inputs for slot in operand.slots for role in slot}
-    made = {role for operand in outputs for slot in operand.slots for role in slot} - known
+    made = {role for operand in outputs for slot in operand.slots for role in slot} - known - {"_"}
     if made:
         raise ValueError(f"`{text}`: output role `{min(made)}` stands in no operand")
     return equation

@@ -11,15 +11,17 @@ import torch
 from torch import fx
 
 from fxpar.axes import apply as equations
+from fxpar.axes.call import Call
 from fxpar.axes.factor import Dim, concatenation, fresh, resolve, size_of
 from fxpar.axes.links import Dims, Links, Piece, Pieces, Role, aligned
 from fxpar.axes.oprule import OpRule
 from fxpar.axes.schema import arguments, op_name, tensor_arguments
-from fxpar.axes.shapes import HANDLERS, Call
+from fxpar.axes.shapes import HANDLERS
 from fxpar.axes.unify import unify
-from fxpar.errors import Place
+from fxpar.errors import Place, RuleError
 
 POINTWISE = "torch.Tag.pointwise"
+SLICES = ("aten.slice.Tensor", "aten.narrow.default")
 
 
 @dataclass
@@ -80,21 +82,37 @@ def _visit(node: fx.Node, rules: Mapping[str, OpRule], found: Inference) -> None
             if value is not None and name in rule.terms:
                 terms.add(sum(o is not None for o in given))
             given.append((value, found.of(value)) if value is not None else None)
-        links = equations.apply(rule, node, given, [len(shape) for shape in shapes])
+        links = equations.apply(rule, node, given, shapes)
         links.terms = frozenset(terms)
         links.linear = rule.linear and len(links.operands) == 1
-    _check(node, links, shapes)
+    links.linear &= _is_numeric(node)
+    _check(node, rule or _NO_RULE, links, shapes)
     found.links[node] = links
     found.dims[node] = tuple(equations.dims_of(out) for out in links.outs)
+
+
+def _is_numeric(node: fx.Node) -> bool:
+    """Whether every output has real or complex numbers: rounding to integers is not linear."""
+    value = node.meta["val"]
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return all(isinstance(v, torch.Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
 
 
 _NO_RULE = OpRule("", Place("no equation", 0), shape="opaque")
 
 
-def _check(node: fx.Node, links: Links, shapes: tuple[tuple[int, ...], ...]) -> None:
+def _check(node: fx.Node, rule: OpRule, links: Links, shapes: tuple[tuple[int, ...], ...]) -> None:
+    """Raise RuleError where a rule makes outputs of other shapes than the op does."""
     sizes = tuple(tuple(size_of(d) for d in equations.dims_of(out)) for out in links.outs)
     if sizes != shapes:
-        raise AssertionError(f"{links.rule}: {node.format_node()} has shapes {shapes}, the rule says {sizes}")
+        what = f"`{rule.op}` makes {_shapes_text(shapes)} here, the rule says {_shapes_text(sizes)}"
+        raise RuleError(
+            what, place=rule.place, details=[f"{node.name} in {node.meta.get('module') or 'the model'}"]
+        )
+
+
+def _shapes_text(shapes: Iterable[tuple[int, ...]]) -> str:
+    return ", ".join(str(list(shape)) for shape in shapes)
 
 
 def output_shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
@@ -115,6 +133,8 @@ def _pointwise_rule(node: fx.Node) -> OpRule | None:
     """The rule of ops that torch itself tags as pointwise."""
     if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.pointwise not in node.target.tags:
         return None
+    if torch.Tag.nondeterministic_seeded in node.target.tags or len(node.target._schema.returns) != 1:
+        return None
     count = len(list(tensor_arguments(node)))
     return OpRule(op_name(node), Place(POINTWISE, 0), (equations.pointwise(count),))
 
@@ -125,7 +145,7 @@ def _tilings(graph: fx.Graph) -> dict[fx.Node, tuple[tuple[int, ...], int]]:
         lambda: defaultdict(list)
     )
     for node in graph.nodes:
-        bounds = slice_bounds(node) if op_name(node) == "aten.slice.Tensor" else None
+        bounds = slice_bounds(node) if op_name(node) in SLICES else None
         if bounds is not None:
             slices[bounds[0]][bounds[1]].append(node)
     tilings = {}
@@ -144,7 +164,12 @@ def slice_bounds(node: fx.Node) -> tuple[tuple[fx.Node, int], tuple[int, int]] |
     source = given["self"]
     dim = given["dim"] % max(1, source.meta["val"].dim())
     size = int(source.meta["val"].shape[dim])
-    if given["step"] != 1:
+    if "length" in given:
+        given |= {
+            "end": given["start"] % max(1, size) + given["length"],
+            "start": given["start"] % max(1, size),
+        }
+    if given.get("step", 1) != 1:
         return None
     start, end, _ = slice(given["start"], given["end"]).indices(size)
     return (source, dim), (start, max(start, end))
@@ -181,6 +206,6 @@ def _regroup(links: Links) -> None:
         for position, (d, term) in enumerate(flat):
             pieces[d].append((name.get(position, f"!{position}"), (term,)))
         rebuilt.append(tuple(map(tuple, pieces)))
-    links.ins, links.outs, links.kind = (rebuilt[0],), (rebuilt[1],), "view"
+    links.ins, links.outs, links.kind = (rebuilt[0], *links.ins[1:]), (rebuilt[1],), "view"
     used = {n for side in rebuilt for pieces_ in side for n, _ in pieces_}
     links.roles = {n: Role("whole" if n.startswith("!") else "free") for n in sorted(used)}

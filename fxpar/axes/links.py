@@ -62,13 +62,23 @@ class Links:
                         yield index, dim, resolve(piece)
 
     def factors(self, role: str) -> list[Factor]:
-        """The factors that a role can be split on: each stands exactly once at each of the role's places."""
-        places = [*self.sites(role), *self.sites(role, outputs=True)]
-        if not places or self.roles[role].meaning == WHOLE:
+        """The factors that a role can be split on.
+
+        Each stands exactly once in each dim that has the role, and no tensor has the role in two dims.
+        """
+        tensors = (*self.ins, *self.outs)
+        places = [
+            (i, pieces) for i, tensor in enumerate(tensors) for pieces in tensor if role in dict(pieces)
+        ]
+        if not places or self.roles[role].meaning == WHOLE or len({i for i, _ in places}) < len(places):
             return []
-        first = places[0][2]
-        found = dict.fromkeys(leaves(first))
-        return [f for f in found if not f.locked and all(count(piece, f) == 1 for _, _, piece in places)]
+        parts = [resolve(dict(pieces)[role]) for _, pieces in places]
+        wholes = [resolve(tuple(term for _, piece in pieces for term in piece)) for _, pieces in places]
+        return [
+            factor
+            for factor in dict.fromkeys(leaves(parts[0]))
+            if not factor.locked and all(count(dim, factor) == 1 for dim in (*parts, *wholes))
+        ]
 
 
 def aligned(left: Dim, right: Dim) -> Iterator[tuple[int, int, Term]]:

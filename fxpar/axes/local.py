@@ -117,6 +117,16 @@ def _shape(local: Local) -> Change:
     return {name: local.outs() for name in ("size", "shape") if name in local.arguments}
 
 
+def _reshape_as(local: Local) -> Change:
+    """The tensor that shows the shape is not needed."""
+    return {"target": ATEN.reshape.default, "shape": local.outs()}
+
+
+def _type_as(local: Local) -> Change:
+    """Nor the one that shows the dtype."""
+    return {"target": ATEN.to.dtype, "dtype": local.node.meta["val"].dtype}
+
+
 def _unflatten(local: Local) -> Change:
     at = local.axis()
     return {"sizes": [local.out(at + k) for k in range(len(local.arguments["sizes"]))]}
@@ -186,6 +196,9 @@ REWRITES: dict[str, Callable[[Local], Change]] = {
     ),
     **dict.fromkeys([f"aten.{name}" for name in ("zeros", "ones", "full", "empty", "rand", "randn")], _shape),
     **dict.fromkeys([f"aten.new_{name}" for name in ("zeros", "ones", "full", "empty")], _shape),
+    "aten.view_as": _reshape_as,
+    "aten.reshape_as": _reshape_as,
+    "aten.type_as": _type_as,
     "aten.unflatten": _unflatten,
     "aten.repeat": _repeat,
     "aten.tile": _repeat,

@@ -7,10 +7,12 @@
   whole: [v]                       # roles that cannot be split
   lower: {v: embedding}            # roles whose split needs a lowering
   seen: {i: linear.in, o: linear.out}
+  sizes: {groups: g}               # arguments that are the size of a role, or of the last ones of a list of roles
   terms: [bias]                    # arguments added to a summed result
   linear: true                     # Partial in, Partial out
+  kind: view                       # it starts no split, it carries what its operand has
   meaning: whole                   # (shape handlers) what splitting the dims named by `dim` means
-  proof: [...]                     # sample calls for `fxpar rules test`
+  proof: ["f[4,6,8], f[10,8]"]     # sample calls for `fxpar rules test`, see `axes/sample.py`
 """
 
 from __future__ import annotations
@@ -24,7 +26,21 @@ from fxpar.axes import equation
 from fxpar.axes.links import FREE, SUM, WHOLE, Role
 from fxpar.errors import Place, RuleError
 
-FIELDS = ("op", "equation", "shape", "sum", "whole", "lower", "seen", "terms", "linear", "meaning", "proof")
+FIELDS = (
+    "op",
+    "equation",
+    "shape",
+    "sum",
+    "whole",
+    "lower",
+    "seen",
+    "sizes",
+    "terms",
+    "linear",
+    "kind",
+    "meaning",
+    "proof",
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +53,10 @@ class OpRule:
     shape: str = ""
     meanings: dict[str, str] = field(default_factory=dict)
     seen: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     terms: tuple[str, ...] = ()
     linear: bool = False
+    kind: str = "op"
     meaning: str = WHOLE
     proof: tuple[yamlfile.Node, ...] = ()
 
@@ -50,6 +68,11 @@ class OpRule:
     def role(self, name: str) -> Role:
         """The role of that name: what splitting it means, and how it is seen."""
         return Role(self.meanings.get(name, FREE), self.seen.get(name, ""))
+
+    def splittable(self) -> frozenset[str]:
+        """The roles of the equations whose split is local work."""
+        roles = frozenset[str]().union(*(e.roles for e in self.equations))
+        return frozenset(role for role in roles if self.meanings.get(role, FREE) in (FREE, SUM))
 
 
 def load(folders: Iterable[Path]) -> dict[str, OpRule]:
@@ -71,11 +94,13 @@ def load(folders: Iterable[Path]) -> dict[str, OpRule]:
 
 def read(entry: yamlfile.Node) -> list[OpRule]:
     """One entry of a file: a rule for each op that it names."""
+    from fxpar.axes.shapes import HANDLERS  # they take rules
+
     fields = entry.mapping(FIELDS, required=("op",))
     if ("equation" in fields) == ("shape" in fields):
         raise entry.wrong("a rule has either `equation` or `shape`")
     parsed = tuple(map(_equation, fields["equation"].one_or_more())) if "equation" in fields else ()
-    known = frozenset[str]().union({"..."} if parsed else (), *(e.roles for e in parsed))
+    known = frozenset[str]().union(*(e.roles for e in parsed))
     meanings: dict[str, str] = {}
     for name, meaning in (("sum", SUM), ("whole", WHOLE)):
         for role in fields[name].list() if name in fields else ():
@@ -86,16 +111,22 @@ def read(entry: yamlfile.Node) -> list[OpRule]:
         _known_name(role, known, fields["seen"]): name.text()
         for role, name in (fields["seen"].mapping() if "seen" in fields else {}).items()
     }
+    sizes = {
+        argument: tuple(_known(role, known) for role in roles.one_or_more())
+        for argument, roles in (fields["sizes"].mapping() if "sizes" in fields else {}).items()
+    }
     return [
         OpRule(
             op.text(),
             op.place,
             parsed,
-            fields["shape"].text() if "shape" in fields else "",
+            fields["shape"].choice(HANDLERS) if "shape" in fields else "",
             meanings,
             seen,
+            sizes,
             tuple(term.text() for term in fields["terms"].list()) if "terms" in fields else (),
             fields["linear"].flag() if "linear" in fields else False,
+            fields["kind"].choice(("op", "view")) if "kind" in fields else "op",
             fields["meaning"].text() if "meaning" in fields else WHOLE,
             fields["proof"].list() if "proof" in fields else (),
         )
