@@ -14,7 +14,7 @@ def part(x: Tensor, dim: int, layout: Sequence[int], index: int, parts: int) -> 
     for outer, inner in _pairs(layout):
         segment = x.narrow(dim, start, outer * parts * inner)
         pieces.append(
-            segment.unflatten(dim, (outer, parts, inner)).select(dim + 1, index).flatten(dim, dim + 1)
+            _split(segment, dim, (outer, parts, inner)).select(dim + 1, index).flatten(dim, dim + 1)
         )
         start += outer * parts * inner
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
@@ -24,7 +24,7 @@ def joined(pieces: Sequence[Tensor], dim: int, layout: Sequence[int]) -> Tensor:
     """The whole of which `part` makes these pieces."""
     segments, start = [], 0
     for outer, inner in _pairs(layout):
-        taken = [piece.narrow(dim, start, outer * inner).unflatten(dim, (outer, inner)) for piece in pieces]
+        taken = [_split(piece.narrow(dim, start, outer * inner), dim, (outer, inner)) for piece in pieces]
         segments.append(torch.stack(taken, dim + 1).flatten(dim, dim + 2))
         start += outer * inner
     return segments[0] if len(segments) == 1 else torch.cat(segments, dim)
@@ -32,3 +32,7 @@ def joined(pieces: Sequence[Tensor], dim: int, layout: Sequence[int]) -> Tensor:
 
 def _pairs(layout: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(layout[::2], layout[1::2]))
+
+
+def _split(x: Tensor, dim: int, sizes: tuple[int, ...]) -> Tensor:
+    return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])

@@ -55,7 +55,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class CutSpec:
-    """How a tensor is cut: along `dim` into `parts` that interleave by `layout`, over a mesh dim of ranks or of time."""
+    """How a tensor is cut: along `dim` into parts that interleave by `layout`, over a mesh dim of ranks or of time."""
 
     mesh_dim: str
     dim: int

@@ -29,6 +29,9 @@ class Rank(nn.Module):
     `step` and `evaluate`. Raises RankError for inputs that do not fit the captured ones, all at once.
     """
 
+    stage: nn.Module
+    prepare: nn.Module | None
+
     def __init__(
         self,
         stage: nn.Module,

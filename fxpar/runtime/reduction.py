@@ -58,7 +58,7 @@ class Reduction:
         """Complete the gradients after the backward pass that starts at any of these tensors."""
         for output in outputs:
             if isinstance(output, torch.Tensor) and output.requires_grad and self._partial:
-                output.register_hook(self._started)
+                output.register_hook(self._started)  # type: ignore[no-untyped-call]
 
     def _started(self, _gradient: torch.Tensor) -> None:
         if not self._open:

@@ -1,0 +1,170 @@
+"""Making the manifest of a partition from what the passes found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxpar.capture.program import Program
+from fxpar.mesh import GroupIndex, GroupName, joined
+from fxpar.pipeline.stages import Stage
+from fxpar.runtime.manifest import CutSpec, InputSpec, OutputSpec, PreparedSpec, TensorSpec, dtype_name
+from fxpar.shard.batch import Batch
+from fxpar.shard.placement import Shard, cuts_of, layout
+from fxpar.shard.sharded import Laid, Sharded
+
+#: The pseudo mesh dim of microbatches.
+TIME = "mb"
+
+
+def tensors(sharded: Sharded, stages: Sequence[Stage]) -> dict[str, TensorSpec]:
+    """Every parameter, buffer and constant that some stage holds."""
+    holders: dict[str, list[int]] = {}
+    for stage in stages:
+        for node in stage.graph.find_nodes(op="placeholder"):
+            if node.meta["kind"] in ("parameter", "buffer", "constant"):
+                holders.setdefault(node.meta["name"], []).append(stage.index)
+    kinds = {n.meta["name"]: n.meta["kind"] for n in sharded.program.graph.find_nodes(op="placeholder")}
+    return {
+        name: _tensor(sharded, sharded.tensors[name], kinds[name], tuple(at)) for name, at in holders.items()
+    }
+
+
+def _tensor(sharded: Sharded, laid: Laid, kind: str, stages: tuple[int, ...]) -> TensorSpec:
+    program = sharded.program
+    words = [f"Shard({s.dim}, {sharded.naming.word(s.factor)}) over {m}" for m, s in _shards(laid)]
+    return TensorSpec(
+        laid.name,
+        kind,
+        dtype_name(laid.dtype),
+        laid.shape,
+        laid.local_shape,
+        laid.words,
+        ", ".join(words) or "whole",
+        laid.split_over,
+        laid.reduce,
+        stages,
+        laid.name in program.persistent,
+        program.tensors[laid.name].requires_grad,
+        laid.rule,
+        laid.source,
+    )
+
+
+def _shards(laid: Laid) -> Iterator[tuple[str, Shard]]:
+    return ((m, s) for m, s in laid.held.items() if isinstance(s, Shard))
+
+
+def inputs(program: Program) -> tuple[InputSpec, ...]:
+    """The arguments of the model."""
+    vals = {n.name: n.meta["val"] for n in program.graph.find_nodes(op="placeholder")}
+    return tuple(
+        InputSpec(
+            entry.name,
+            entry.placeholder,
+            dtype_name(vals[entry.placeholder].dtype),
+            tuple(vals[entry.placeholder].shape),
+        )
+        if entry.placeholder
+        else InputSpec(entry.name, value=entry.value)
+        for entry in program.inputs
+    )
+
+
+def prepared(batch: Batch | None) -> tuple[PreparedSpec, ...]:
+    """What each microbatch is given, in the order in which the module `prepare` returns it."""
+    return tuple(
+        PreparedSpec(each.name, CutSpec(TIME, each.dim, each.layout) if each.dim is not None else None)
+        for each in (batch.prepared if batch else ())
+    )
+
+
+def outputs(sharded: Sharded) -> tuple[OutputSpec, ...]:
+    """The outputs of the model, and how to make them whole."""
+    plain = sharded.graph.output_node().args[0]
+    return tuple(
+        _output(name, laid, value)
+        for name, laid, value in zip(sharded.program.output_names, sharded.outputs, plain)  # type: ignore[arg-type]
+    )
+
+
+def _output(name: str, laid: Laid | None, value: Any) -> OutputSpec:
+    if laid is None:
+        return OutputSpec(name, value=None if isinstance(value, fx.Node) else value)
+    gather, held = [], dict(laid.held)
+    for mesh_dim in [m for m, _ in reversed([*_shards(laid)]) if m != TIME]:
+        gather.append(_cut(laid, held, mesh_dim))
+        del held[mesh_dim]
+    time: CutSpec | str | None = None
+    if TIME in held:
+        time = _cut(laid, held, TIME) if isinstance(held[TIME], Shard) else "sum"
+    return OutputSpec(name, dtype_name(laid.dtype), laid.shape, tuple(gather), time)
+
+
+def _cut(laid: Laid, held: Mapping[str, Any], mesh_dim: str) -> CutSpec:
+    shard = held[mesh_dim]
+    cuts = cuts_of(held, shard.dim, laid.sizes)
+    return CutSpec(mesh_dim, shard.dim, tuple(layout(laid.dims[shard.dim], shard.factor, cuts)))
+
+
+def loss_name(sharded: Sharded) -> str | None:
+    """The output that is the loss: `loss` if there is one, else the first floating-point scalar with a gradient."""
+    found = [
+        laid_name
+        for laid_name, laid, node in zip(
+            sharded.program.output_names, sharded.outputs, sharded.graph.output_node().args[0]
+        )  # type: ignore[arg-type]
+        if laid
+        and not laid.shape
+        and laid.dtype.is_floating_point
+        and isinstance(node, fx.Node)
+        and node.meta.get("grad")
+    ]
+    return "loss" if "loss" in found else next(iter(found), None)
+
+
+def groups(
+    graphs: Iterable[fx.Graph],
+    specs: Iterable[TensorSpec],
+    outs: Iterable[OutputSpec],
+    stages: Sequence[Stage],
+) -> tuple[str, ...]:
+    """Every kind of group that any rank needs, sorted."""
+    kinds = {cut.mesh_dim for out in outs for cut in out.gather}
+    kinds |= {joined(spec.reduce) for spec in specs if spec.reduce}
+    kinds |= {kind for stage in stages for kind in stage.spec().groups()}
+    if len(stages) > 1:
+        kinds.add("pp")
+    for graph in graphs:
+        for node in graph.nodes:
+            kinds |= {
+                str(arg) for arg in _flat((node.args, node.kwargs)) if isinstance(arg, GroupName | GroupIndex)
+            }
+    return tuple(sorted(kinds))
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _flat(item)
+    elif isinstance(value, dict):
+        yield from _flat(list(value.values()))
+    else:
+        yield value
+
+
+def needs_seed(graphs: Iterable[fx.Graph]) -> bool:
+    """Whether a forward call draws random numbers."""
+    return any(
+        n.name == "seed" and n.meta["kind"] == "prepared"
+        for g in graphs
+        for n in g.find_nodes(op="placeholder")
+    )
+
+
+def versions() -> dict[str, str]:
+    """The versions that wrote the manifest."""
+    return {"torch": torch.__version__.split("+")[0]}

@@ -1,0 +1,172 @@
+"""All passes in their order: from a captured program and a plan to the modules that the ranks run."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import gcd
+
+from torch import fx
+
+from fxpar.capture.program import Program
+from fxpar.emit import manifest as manifests
+from fxpar.emit.manifest import TIME
+from fxpar.emit.module import emit_module
+from fxpar.mesh import Mesh
+from fxpar.pipeline import stages as pipeline
+from fxpar.pipeline.check import check
+from fxpar.pipeline.cut import Cuts, choose
+from fxpar.pipeline.stages import Stage
+from fxpar.plan import Plan
+from fxpar.rulebook import Rulebook
+from fxpar.runtime.manifest import Manifest
+from fxpar.shard.batch import Batch, cut_batch
+from fxpar.shard.shard import shard
+from fxpar.shard.sharded import Sharded
+
+
+@dataclass
+class Partition:
+    """A model split by a plan: the result of every pass, the texts of the modules, and the manifest."""
+
+    plan: Plan
+    program: Program
+    sharded: Sharded
+    batch: Batch | None
+    cuts: Cuts
+    stages: list[Stage]
+    manifest: Manifest
+    texts: dict[str, str]
+    """The emitted modules by file name: `stage_0.py`, ..., and `prepare.py` for several microbatches."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What each pass took."""
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh, with all of its dims."""
+        return self.plan.mesh
+
+
+class Clock:
+    """Takes the time of each pass."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Count the seconds inside to a pass."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def split(program: Program, plan: Plan, *, source: str = "", clock: Clock | None = None) -> Partition:
+    """Split a captured program by a plan. Nothing is written and no weight is touched.
+
+    `source` is how the user named the model. Raises PlanError, RuleError, ShardError or PipelineError for a plan that
+    does not fit, all violations that were found at once.
+    """
+    clock = clock or Clock()
+    with clock.measure("axes"):
+        rulebook = Rulebook.load(plan.rules or ())
+    with clock.measure("shard"):
+        sharded, plan = _sharded(program, plan, rulebook)
+        several = (plan.microbatches or 1) > 1
+        batch = cut_batch(sharded.graph, TIME) if several else None
+    with clock.measure("pipeline"):
+        graph = batch.rest if batch else sharded.graph
+        cuts = choose(graph, plan.pp, plan.cut_at, plan.place("cut.at"))
+        loss = manifests.loss_name(sharded)
+        stages = pipeline.build(cuts, outputs=program.output_names, loss=loss)
+        check(graph, stages)
+    with clock.measure("emit"):
+        manifest = _manifest(sharded, batch, stages, plan, loss, source)
+        texts = _texts(program, manifest, batch, stages, plan)
+    return Partition(plan, program, sharded, batch, cuts, stages, manifest, texts, clock.seconds)
+
+
+def _sharded(program: Program, plan: Plan, rulebook: Rulebook) -> tuple[Sharded, Plan]:
+    plan = plan.resolve(_batch_size(program))
+    timed = {TIME: plan.microbatches} if plan.microbatches and plan.microbatches > 1 else {}
+    sharded = shard(program, plan.mesh, rulebook.table(plan), rulebook.ops, rulebook.names, timed=timed)
+    return sharded, plan
+
+
+def _batch_size(program: Program) -> int:
+    """The greatest common divisor of the first dimensions of all inputs; 1 where there is none."""
+    size = 0
+    for node in program.graph.find_nodes(op="placeholder"):
+        if node.meta["kind"] == "input" and getattr(node.meta["val"], "dim", lambda: 0)() > 0:
+            size = gcd(size, int(node.meta["val"].shape[0]))
+    return size or 1
+
+
+def _manifest(
+    sharded: Sharded, batch: Batch | None, stages: list[Stage], plan: Plan, loss: str | None, source: str
+) -> Manifest:
+    graphs = [stage.graph for stage in stages] + ([batch.prepare] if batch else [])
+    tensors, outputs = manifests.tensors(sharded, stages), manifests.outputs(sharded)
+    return Manifest(
+        source=source,
+        hash=_hash(sharded.program, plan),
+        mesh=dict(plan.mesh.sizes),
+        schedule=plan.schedule,
+        microbatches=plan.microbatches or 1,
+        training=sharded.program.training,
+        seed=plan.seed,
+        random=manifests.needs_seed(graphs),
+        inputs=manifests.inputs(sharded.program),
+        prepared=manifests.prepared(batch),
+        outputs=outputs,
+        loss=loss,
+        stages=tuple(stage.spec() for stage in stages),
+        tensors=tensors,
+        ties=dict(sharded.program.ties),
+        groups=manifests.groups(graphs, tensors.values(), outputs, stages),
+        versions=manifests.versions(),
+        notes=tuple(sharded.notes),
+    )
+
+
+def _hash(program: Program, plan: Plan) -> str:
+    """A hash of the captured graph, the shapes of its tensors and the plan."""
+    digest = hashlib.sha256(plan.to_yaml().encode())
+    digest.update(str(program.graph).encode())
+    for name, tensor in program.tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _texts(
+    program: Program, manifest: Manifest, batch: Batch | None, stages: list[Stage], plan: Plan
+) -> dict[str, str]:
+    model = program.modules.get("", "model")
+    summary = ", ".join(f"{dim} {size}" for dim, size in plan.mesh.sizes.items() if size > 1) or "one rank"
+
+    def emitted(graph: fx.Graph, name: str, title: str) -> str:
+        return emit_module(
+            graph,
+            class_name=name,
+            title=title,
+            modules=program.modules,
+            ties=program.ties,
+            persistent=program.persistent,
+            plan=summary,
+            source=manifest.hash,
+        )
+
+    texts = {
+        f"stage_{stage.index}.py": emitted(
+            stage.graph, f"Stage{stage.index}", f"Stage {stage.index} of {stage.count} of {model}"
+        )
+        for stage in stages
+    }
+    if batch:
+        texts["prepare.py"] = emitted(
+            batch.prepare, "Prepare", f"What the microbatches of {model} need of a whole batch"
+        )
+    return texts
