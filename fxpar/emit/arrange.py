@@ -34,6 +34,12 @@ def arrange(graph: fx.Graph, modules: Mapping[str, str], classes: Classes) -> li
         refused |= wrong
 
 
+def used(items: Sequence[Item], graph: fx.Graph) -> set[fx.Node]:
+    """Return every value that an item or the output uses."""
+    nodes = [node for item in items for node in (item[0].nodes if isinstance(item, tuple) else item)]
+    return {value for node in [*nodes, graph.output_node()] for value in node.all_input_nodes}
+
+
 def _items(nodes: Sequence[fx.Node], keys: Mapping[fx.Node, Key], classes: Classes) -> Iterator[Item]:
     runs: list[list[fx.Node]] = []
     for node in nodes:

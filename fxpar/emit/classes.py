@@ -75,6 +75,10 @@ class Classes:
         self.found[text].layers.append(layer)
         return self.found[text]
 
+    def by_path(self) -> dict[str, LayerClass]:
+        """Return the class of every layer by the layer's path."""
+        return {path: kind for kind in self.found.values() for path in kind.paths}
+
     def body(self, layer: Layer, arguments: Sequence[str]) -> list[Statement]:
         """Return the statements of a layer's function with the given names of its inputs and numbers."""
         path = layer.key.path

@@ -7,16 +7,15 @@ from collections.abc import Collection, Iterator, Mapping
 from torch import fx
 
 from fxpar.emit import describe
-from fxpar.emit.access import access
-from fxpar.emit.arrange import arrange
+from fxpar.emit.arrange import arrange, used
 from fxpar.emit.body import Context
 from fxpar.emit.callee import callee
 from fxpar.emit.classes import Classes, LayerClass, first_tensor_dtype
-from fxpar.emit.fold import PREFIX, TEXT_SLOT, fold
+from fxpar.emit.declare import children, declarations
+from fxpar.emit.fold import fold
 from fxpar.emit.frame import class_lines, frame
-from fxpar.emit.literals import string
 from fxpar.emit.stage import HELD, forward
-from fxpar.emit.text import STEP, Statement, call
+from fxpar.emit.text import STEP
 
 
 def emit_module(
@@ -76,7 +75,11 @@ class _Emitter:
         """Yield the lines of the whole text."""
         stage = self.stage()
         code = [line for kind in self.classes.found.values() for line in self.layer_class(kind)]
-        return frame([*code, *stage], self.class_name, self.context.imports, title, plan, source)
+        kinds = self.classes.found.values()
+        bare = (not self.held and not kinds) or any(not kind.tensors for kind in kinds)
+        unused = bare or any(node not in used(self.items, self.graph) for node in self.given)
+        heads = (title, plan, source)
+        return frame([*code, *stage], self.class_name, self.context.imports, unused, heads)
 
     def layer_class(self, kind: LayerClass) -> Iterator[str]:
         """Yield the lines of the class of a layer."""
@@ -97,62 +100,14 @@ class _Emitter:
         (outputs,) = self.graph.output_node().args
         body = forward(self.context, self.items, self.held, self.given, outputs)  # type: ignore[arg-type]
         uses_groups = any(kind.uses_groups for kind in self.classes.found.values())
-        made = list(fold(self.declarations(), {}, STEP * 2))
-        code = list(fold(body, self.children(), STEP * 2))
+        declared = declarations(self.classes, self.held, self.ties)
+        made = list(fold(declared, {}, STEP * 2))
+        code = list(fold(body, children(self.classes, self.held), STEP * 2))
         uses_groups = uses_groups or any("self.groups." in line for line in code)
         shapes = [f"{node.name}: {describe.value(node, self.context.usual)}" for node in self.given]
         arguments = [node.name for node in self.given]
         title = f"All of {self.context.root} that runs here."
         return list(class_lines(self.class_name, title, made, arguments, shapes, code, uses_groups))
-
-    def declarations(self) -> list[Statement]:
-        """Return the statements that make the tensors and layers of the class, in the order of the tensors."""
-        layers = {path: kind for kind in self.classes.found.values() for path in kind.paths}
-        statements: list[Statement] = []
-        made: set[str] = set()
-        for node in self.held:
-            path = _owner(node.meta["name"], layers)
-            if not path:
-                statements.append(self.classes.declaration(node))
-            elif path not in made:
-                statements.append(_construction(path, layers[path]))
-            made.add(path)
-        statements += [_construction(path, kind) for path, kind in layers.items() if path not in made]
-        names = {node.meta["name"] for node in self.held}
-        ties = {name: target for name, target in self.ties.items() if target in names}
-        return statements + [Statement(call("tie", "self", string(a), string(b))) for a, b in ties.items()]
-
-    def children(self) -> dict[str, list[int]]:
-        """Return the numbers of all children of each container of layers, by its text, in order."""
-        paths = [node.meta["name"] for node in self.held] + [
-            path for kind in self.classes.found.values() for path in kind.paths
-        ]
-        found: dict[str, list[int]] = {}
-        for container in {
-            path.rpartition(".")[0] for kind in self.classes.found.values() for path in kind.paths
-        }:
-            inside = [
-                path.removeprefix(f"{container}.") for path in paths if path.startswith(f"{container}.")
-            ]
-            children = list(dict.fromkeys(name.partition(".")[0] for name in inside))
-            if all(child.isdigit() for child in children):
-                found[access("self", container)] = [int(child) for child in children]
-        return found
-
-
-def _construction(path: str, kind: LayerClass) -> Statement:
-    container, _, number = path.rpartition(".")
-    arguments = ["self.groups", "device"] if kind.uses_groups else ["device"]
-    name = f'{PREFIX}"{container}.{TEXT_SLOT}"'
-    expression = call("submodule", "self", name, f"{kind.name}({', '.join(arguments)})")
-    return Statement(expression, numbers=(int(number),))
-
-
-def _owner(name: str, layers: Mapping[str, LayerClass]) -> str:
-    """Return the layer that a tensor is in, or nothing."""
-    parts = name.split(".")
-    prefixes = (".".join(parts[:length]) for length in range(1, len(parts)))
-    return next((prefix for prefix in prefixes if prefix in layers), "")
 
 
 def _listed(kind: LayerClass) -> str:
