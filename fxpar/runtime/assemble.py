@@ -1,0 +1,61 @@
+"""Putting one rank together: its modules from their texts, its tensors from wherever they come."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxpar.emit.load import load_module
+from fxpar.runtime.groups import Groups
+from fxpar.runtime.manifest import Manifest
+from fxpar.runtime.module import retie
+from fxpar.runtime.rank import Rank
+
+#: Gives the rank's part of a parameter, buffer or constant by name.
+Read = Callable[[str], torch.Tensor]
+
+
+def assemble(
+    manifest: Manifest,
+    modules: Mapping[str, str | Path],
+    groups: Groups,
+    read: Read,
+    *,
+    device: torch.device | str = "cpu",
+    out_spec: pytree.TreeSpec | None = None,
+) -> Rank:
+    """Build the module of the rank that `groups` belong to.
+
+    `modules` has the texts (or paths) of the emitted modules by file name, `read` gives local tensors by name, which
+    are copied. Raises what `read` raises, and EmitError for a tensor of another shape than the module's.
+    """
+    stage = manifest.stage_of(groups.rank)
+    main = build(modules[f"stage_{stage.index}.py"], groups, device)
+    prepare = build(modules["prepare.py"], groups, device) if manifest.prepared else None
+    for module in (main, prepare):
+        if module is not None:
+            fill(module, read)
+    return Rank(main, manifest, groups, prepare=prepare, out_spec=out_spec)
+
+
+def build(module: str | Path, groups: Groups, device: torch.device | str) -> nn.Module:
+    """Construct an emitted module on a device; its tensors have no values yet."""
+    kind = load_module(module)
+    given = {"groups": groups} if "groups" in inspect.signature(kind.__init__).parameters else {}
+    return kind(**given, device=device)
+
+
+@torch.no_grad()
+def fill(module: nn.Module, read: Read) -> None:
+    """Copy values into every parameter and buffer of a module, each tied tensor once."""
+    seen: set[int] = set()
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensor.copy_(read(name))
+    retie(module)
