@@ -1,7 +1,7 @@
 """In-place ops become their out-of-place counterparts; later uses of what they changed are rewired.
 
     y = x.add_(1)                     y = x + 1,              later uses of x are uses of y
-    v = x[:, 0]; v.fill_(0)           w = full_like(v, 0),    x' = select_scatter(x, w, 1, 0)
+    v = x[:, 0]; v.fill_(0)           w = full_like(v, 0),    x' = cat([w[:, None], x[:, 1:]], 1)
     v = x[:, 1:]; x.mul_(2); f(v)     x' = x * 2,             f(x'[:, 1:])
     buffer.add_(1)                    b = buffer + 1,         copy_(buffer, b) at the end of the graph
 
@@ -94,6 +94,9 @@ class _Rewriter:
         self.read(self.parent[node])
         arguments = fx.map_arg((node.args, node.kwargs), self.read)
         args, kwargs = arguments
+        if is_op(node, aten.view.default):
+            # The new base may have other strides than the one that was viewed.
+            return emit(self.graph, aten.reshape.default, (args[0], list(node.meta["val"].shape)), like=node)
         return emit(self.graph, node.target, args, kwargs, like=node)
 
     def _write(self, node: fx.Node) -> None:

@@ -39,11 +39,11 @@ def mark_gradients(graph: fx.Graph, trainable: frozenset[str]) -> None:
         if node.op == "placeholder":
             node.meta["grad"] = node.meta["kind"] == "parameter" and node.meta["name"] in trainable
         elif node.op == "call_function":
-            _refuse_hidden(node)
             if node.meta.get("no_grad") and not is_op(node, aten.detach):
                 _detach_operands(node, detached)
             node.meta["grad"] = _flows(node)
     for node in list(graph.nodes):
+        _refuse_hidden(node)
         if is_op(node, aten.detach) and not node.args[0].meta["grad"]:
             replace(node, node.args[0])
 

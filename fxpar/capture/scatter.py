@@ -1,4 +1,9 @@
-"""The inverse of a view: what the base is after its view was overwritten."""
+"""The inverse of a view: what the base is after its view was overwritten.
+
+v = transpose(x, 0, 1), v is now w   ->  x' = transpose(w, 0, 1)
+v = x[:, 2:4], v is now w            ->  x' = cat([x[:, 0:2], w, x[:, 4:8]], 1)
+then v = x'[:, 4:8] is u             ->  x'' = cat([x[:, 0:2], w, u], 1)
+"""
 
 from __future__ import annotations
 
@@ -44,25 +49,57 @@ def base_after(graph: fx.Graph, view: fx.Node, base: fx.Node, value: fx.Node, op
         return make(aten.reshape.default, value, list(base.meta["val"].shape))
     if is_op(view, *_TWICE):
         return make(view.target, value, *rest)
-    for target, scatter in _SCATTERS.items():
-        if is_op(view, target):
-            return make(scatter, base, value, *rest)
+    if is_op(view, aten.diagonal.default):
+        return make(aten.diagonal_scatter.default, base, value, *rest)
     if is_op(view, aten.permute):
         return make(aten.permute.default, value, _inverse(list(rest[0])))  # type: ignore[arg-type]
-    if is_op(view, aten.narrow):
-        dim, start, length = rest
-        return make(aten.slice_scatter.default, base, value, dim, start, start + length)  # type: ignore[operator]
+    part = _part(view, base)
+    if part is not None:
+        dim, start, stop = part
+        if is_op(view, aten.select.int):
+            value = make(aten.unsqueeze.default, value, dim)
+        size = base.meta["val"].shape[dim]
+        pieces = [*_cut(base, dim, 0, start, make), value, *_cut(base, dim, stop, size, make)]
+        return pieces[0] if len(pieces) == 1 else make(aten.cat.default, pieces, dim)
     raise CaptureError(
         f"`{op.target}` in {where(op)} changes a tensor through its view `{view.target}`",
         details=["write it out of place there, for example with torch.where or torch.cat"],
     )
 
 
-_SCATTERS: dict[Any, Callable[..., Any]] = {
-    aten.select.int: aten.select_scatter.default,
-    aten.slice.Tensor: aten.slice_scatter.default,
-    aten.diagonal.default: aten.diagonal_scatter.default,
-}
+def _part(view: fx.Node, base: fx.Node) -> tuple[int, int, int] | None:
+    """Dim, start and stop of what a view shows of its base, if that is a range along one dim."""
+    rest: list[Any] = list(view.args[1:])
+    shape = base.meta["val"].shape
+    if is_op(view, aten.select.int):
+        dim, index = rest[0] % len(shape), rest[1] % shape[rest[0]]
+        return dim, index, index + 1
+    if is_op(view, aten.narrow):
+        start = rest[1] % shape[rest[0]] if rest[2] else 0
+        return rest[0] % len(shape), start, start + rest[2]
+    if is_op(view, aten.slice.Tensor):
+        defaults: list[Any] = [0, None, None, 1]
+        dim, start, stop, step = rest + defaults[len(rest) :]
+        start, stop, _ = slice(start, stop).indices(shape[dim])
+        return (dim % len(shape), start, max(start, stop)) if step == 1 else None
+    return None
+
+
+def _cut(base: fx.Node, dim: int, start: int, stop: int, make: Callable[..., fx.Node]) -> list[fx.Node]:
+    """The range of `base` as pieces that are there already, or as slices of them."""
+    if start >= stop:
+        return []
+    if start == 0 and stop == base.meta["val"].shape[dim]:
+        return [base]
+    if not is_op(base, aten.cat.default) or base.args[1] != dim:
+        return [make(aten.slice.Tensor, base, dim, start, stop)]
+    pieces, position = [], 0
+    parts: Any = base.args[0]
+    for part in parts:
+        size = part.meta["val"].shape[dim]
+        pieces += _cut(part, dim, max(start - position, 0), min(stop - position, size), make)
+        position += size
+    return pieces
 
 
 def _inverse(order: list[int]) -> list[int]:
