@@ -77,7 +77,7 @@ class _Emitter:
         code = [line for kind in self.classes.found.values() for line in self.layer_class(kind)]
         kinds = self.classes.found.values()
         bare = (not self.held and not kinds) or any(not kind.tensors for kind in kinds)
-        unused = bare or any(node not in used(self.items, self.graph) for node in self.given)
+        unused = bare or not used(self.items, self.graph).issuperset(self.given)
         heads = (title, plan, source)
         return frame([*code, *stage], self.class_name, self.context.imports, unused, heads)
 

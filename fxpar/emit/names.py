@@ -15,6 +15,8 @@ from fxpar.emit.callee import word
 #: What a value is never called: what emitted code says otherwise, and letters that look like digits.
 RESERVED = {"self", "torch", "nn", "F", "math", "operator", "device", "layer", "i", "l", "O", "I", "_"}
 _LIMIT = 40
+#: Ops whose values have a shorter name than they.
+_SHORT = {"scaled_dot_product_attention": "attention", "split_with_sizes": "split"}
 #: Ops that only dress a value up: what stands before them says more.
 _DRESSING = ("aten.to.", "aten.contiguous.", "aten.alias.", "aten.detach.", "aten.clone.")
 
@@ -106,7 +108,8 @@ def _scales(node: fx.Node) -> bool:
 def _op_word(node: fx.Node) -> str:
     """Return the word for what a node calls; where that only calls an op that it is given, the op's."""
     given = node.args[0] if node.args else None
-    return word(given if isinstance(given, torch._ops.OpOverload) else node.target)
+    found = word(given if isinstance(given, torch._ops.OpOverload) else node.target)
+    return _SHORT.get(found, found)
 
 
 def _module_word(path: str) -> str:

@@ -41,15 +41,12 @@ class Block(nn.Module):
         # blocks.*.attention.qkv (tiny.py:21)
         qkv = F.linear(norm_1, self.attention.qkv.weight)  # [2, 5, 32]
         # blocks.*.attention (tiny.py:21)
-        split_with_sizes = qkv.split([16, 8, 8], dim=-1)  # [2, 5, 16], [2, 5, 8], [2, 5, 8]
-        getitem = split_with_sizes[0]  # [2, 5, 16]
-        getitem_2 = split_with_sizes[1]  # [2, 5, 8]
-        getitem_3 = split_with_sizes[2]  # [2, 5, 8]
-        unflatten = getitem.unflatten(2, [-1, 4])  # [2, 5, 4, 4]
+        split_0, split_1, split_2 = qkv.split([16, 8, 8], dim=-1)  # [2, 5, 16], [2, 5, 8], [2, 5, 8]
+        unflatten = split_0.unflatten(2, [-1, 4])  # [2, 5, 4, 4]
         transpose = unflatten.transpose(1, 2)  # [2, 4, 5, 4]
-        unflatten_2 = getitem_2.unflatten(2, [-1, 4])  # [2, 5, 2, 4]
+        unflatten_2 = split_1.unflatten(2, [-1, 4])  # [2, 5, 2, 4]
         transpose_2 = unflatten_2.transpose(1, 2)  # [2, 2, 5, 4]
-        unflatten_3 = getitem_3.unflatten(2, [-1, 4])  # [2, 5, 2, 4]
+        unflatten_3 = split_2.unflatten(2, [-1, 4])  # [2, 5, 2, 4]
         transpose_3 = unflatten_3.transpose(1, 2)  # [2, 2, 5, 4]
         mul = transpose * rope_cos  # [2, 4, 5, 4]
         slice_1 = transpose[:, :, :, 2:]  # [2, 4, 5, 2]
@@ -66,10 +63,8 @@ class Block(nn.Module):
         mul_4 = cat_2 * rope_sin  # [2, 2, 5, 4]
         add_2 = mul_3 + mul_4  # [2, 2, 5, 4]
         # [2, 4, 5, 4]
-        scaled_dot_product_attention = F.scaled_dot_product_attention(
-            add, add_2, transpose_3, is_causal=True, enable_gqa=True
-        )
-        transpose_4 = scaled_dot_product_attention.transpose(1, 2)  # [2, 5, 4, 4]
+        attention = F.scaled_dot_product_attention(add, add_2, transpose_3, is_causal=True, enable_gqa=True)
+        transpose_4 = attention.transpose(1, 2)  # [2, 5, 4, 4]
         reshape = transpose_4.reshape(2, 5, 16)  # [2, 5, 16]
         # blocks.*.attention.out (tiny.py:26)
         out = F.linear(reshape, self.attention.out.weight, self.attention.out.bias)  # [2, 5, 16]
