@@ -1,0 +1,51 @@
+"""What fxpar does, as functions: the commands are these, with models named by texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fxpar.axes.census import Census, census
+from fxpar.capture import source
+from fxpar.capture.capture import capture
+from fxpar.plan import Plan
+from fxpar.rulebook import Rulebook
+
+
+def infer_axes(
+    model: nn.Module | str,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    inputs: Sequence[str] = (),
+    rules: Sequence[str | Path] = (),
+    plan: Plan | None = None,
+) -> Census:
+    """Find the axes of an unmodified model: their names, sizes and instances, and the mesh sizes that divide them.
+
+    `model` is a module, with example inputs `args` and `kwargs`; or a text as `fxpar.capture.source.find` reads it,
+    whose inputs are its own unless `inputs` describes them (`input_ids:int64[2,128]<32000`) or they are given here.
+    `rules` are further folders of rules. With a `plan`, its rules are read too, and each axis says what it is divided
+    over. Nothing is run and no weight is read. Raises ModelError, CaptureError, RuleError or PlanError.
+    """
+    if isinstance(model, str):
+        found = source.find(model)
+        if inputs or not (args or kwargs):
+            example = found.example(inputs)
+            args, kwargs = example.args, example.kwargs
+        model = found.build()
+    rulebook = Rulebook.load(rules, plan)
+    over = _over(rulebook, plan) if plan else {}
+    return census(capture(model, args, kwargs), rulebook.ops, rulebook.names, over)
+
+
+def _over(rulebook: Rulebook, plan: Plan) -> dict[str, dict[str, int]]:
+    """For each axis the mesh dims with several ranks that the plan divides it over."""
+    sizes = {**plan.mesh.sizes, "mb": plan.microbatches or 1}
+    return {
+        axis: {f"{m}?" if m in row.optional else m: sizes[m] for m in row.over if sizes[m] > 1}
+        for axis, row in rulebook.table(plan).items()
+    }
