@@ -54,11 +54,16 @@ def replace(node: fx.Node, value: Any) -> None:
 def drop_dead(graph: fx.Graph) -> None:
     """Drop the ops whose results nothing uses, save updates of buffers; placeholders stay."""
     for node in reversed(graph.nodes):
-        if node.op == "call_function" and not node.users and "update" not in node.meta and not _moves(node):
+        if (
+            node.op == "call_function"
+            and not node.users
+            and "update" not in node.meta
+            and not moves_buffers(node)
+        ):
             graph.erase_node(node)
 
 
-def _moves(node: fx.Node) -> bool:
+def moves_buffers(node: fx.Node) -> bool:
     """Whether an op changes buffers without saying so: batch norm's running statistics."""
     return is_op(node, aten.batch_norm, aten.instance_norm) and bool(node.args[5])
 

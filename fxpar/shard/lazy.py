@@ -2,6 +2,7 @@
 
 parameter    Shard where a consumer wants a slice; else Replicate where every use is by split work (its gradient is
              then summed once a step); else Invariant
+buffer       whole; the slice of the op that changes it in place, where there is one
 input        whole; a value made from inputs is sliced as early as every consumer wants the same slice
 """
 
@@ -14,6 +15,7 @@ from torch import fx
 
 from fxpar.axes.links import FREE, Links
 from fxpar.axes.schema import op_name
+from fxpar.capture.clean import moves_buffers
 from fxpar.shard.placement import INVARIANT, REPLICATE, Placement, Shard
 from fxpar.shard.problem import Problem
 from fxpar.shard.split import Split
@@ -68,7 +70,7 @@ def _settle(
 
 
 def _placeholder(node: fx.Node, wants: list[Placement]) -> Placement:
-    if node.meta["kind"] != "parameter":
+    if node.meta["kind"] != "parameter" and not any(moves_buffers(user) for user in node.users):
         return INVARIANT
     shards = [want for want in wants if isinstance(want, Shard)]
     return shards[0] if shards else _unsplit(node, wants)
