@@ -62,11 +62,16 @@ def _assign(
 
 
 def _violation(problem: Problem, row: Row, mesh_dim: str, size: int, factors: list[Factor]) -> FxparError:
-    number = problem.sizes[mesh_dim]
-    divisors = [str(n) for n in range(1, size + 1) if size % n == 0]
+    number, left, taken = problem.sizes[mesh_dim], size, []
+    for before in row.over[: row.over.index(mesh_dim)]:
+        if left % problem.sizes.get(before, 1) == 0 and before in problem.sizes:
+            left //= problem.sizes[before]
+            taken.append(f"{before} = {problem.sizes[before]}")
+    rest = f", of which {' and '.join(taken)} leaves {left}" if taken else ""
+    divisors = [str(n) for n in range(1, left + 1) if left % n == 0]
     shown = divisors if len(divisors) <= 12 else [*divisors[:11], "...", divisors[-1]]
     allowed = f"{', '.join(shown[:-1])} or {shown[-1]}" if len(shown) > 1 else shown[0]
-    details = [f"{where(problem, factors[0])}: {row.axis} = {size}, {mesh_dim} = {number}"]
+    details = [f"{where(problem, factors[0])}: {row.axis} = {size}{rest}, {mesh_dim} = {number}"]
     if len(factors) > 1:
         details.append(f"and {len(factors) - 1} more of that size")
     what = f"axis `{row.axis}` does not divide over `{mesh_dim}`"
@@ -74,13 +79,16 @@ def _violation(problem: Problem, row: Row, mesh_dim: str, size: int, factors: li
 
 
 def where(problem: Problem, factor: Factor) -> str:
-    """A parameter that has the factor, with the source line that uses it; else a node of the model."""
+    """A parameter that has the factor, with the source line that uses it; else an input or a module of the model."""
     node = _holder(problem, problem.graph.find_nodes(op="placeholder"), factor)
     if node is None:
         node = next(iter(problem.naming.sightings[factor].values()))
-        return f"{node.meta.get('module') or 'the model'} ({node.meta.get('source')})"
-    source = next((u.meta["source"] for u in node.users if u.meta.get("source")), "")
-    return f"{node.meta['name']}" + (f" ({source})" if source else "")
+    if node.op == "placeholder":
+        source = next((u.meta["source"] for u in node.users if u.meta.get("source")), "")
+        name = node.meta["name"]
+    else:
+        source, name = node.meta.get("source"), node.meta.get("module") or "the model"
+    return f"{name} ({source})" if source else f"{name}"
 
 
 def _holder(problem: Problem, nodes: Iterable[fx.Node], factor: Factor) -> fx.Node | None:

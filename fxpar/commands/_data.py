@@ -1,0 +1,26 @@
+"""Commands whose stdout has data only: whatever else is printed while they run goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from typing import Any
+
+import click
+
+_STDOUT = "fxpar.stdout"
+
+
+class DataCommand(click.Command):
+    """A command that gives out its data by `data`. The callback returns the exit status, None for 0."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command with stdout kept for data."""
+        ctx.meta[_STDOUT] = sys.stdout
+        with redirect_stdout(sys.stderr):
+            return super().invoke(ctx)
+
+
+def data(text: str) -> None:
+    """Write a line, or several, to the stdout of the command that is running."""
+    click.echo(text, file=click.get_current_context().meta[_STDOUT])
