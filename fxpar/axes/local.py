@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, TypeAlias
 
 import torch
@@ -55,7 +56,23 @@ class Local:
 
     def operand_dim(self, dim: int) -> int:
         """The local length of a dim of the first operand, as the node consumes it."""
-        return self.length(self.found.of(self.operand)[dim])
+        pieces = self.found.links[self.node].ins[0][dim]
+        return prod(self.piece(role, resolve(piece)) for role, piece in pieces)
+
+    def piece(self, role: str, dim: Dim) -> int:
+        """The local length of a part of a dim that plays a role.
+
+        A factor may stand in several dims and be split in one of them: the outputs tell whether it is this one.
+        """
+        links = self.found.links[self.node]
+        for output, axis, _ in links.sites(role, outputs=True):
+            whole = resolve(self.found.dims[self.node][output][axis])
+            if self.length(whole) == self.out(axis, output):
+                return self.length(dim)
+            if size_of(whole) == self.out(axis, output):
+                return size_of(dim)
+            raise ValueError(f"{self.node.name}: a factor of dim {axis} is split in another dim")
+        return self.length(dim)
 
     def axis(self, name: str = "dim", rank: int | None = None) -> int:
         """An argument that names a dim of the first operand, as a non-negative number."""
@@ -106,7 +123,7 @@ def _of_roles(local: Local) -> Change:
     links = local.found.links[local.node]
     change: Change = {}
     for name, roles in links.sizes.items():
-        lengths = [next((local.length(dim) for _, _, dim in links.sites(role)), 1) for role in roles]
+        lengths = [next((local.piece(role, dim) for _, _, dim in links.sites(role)), 1) for role in roles]
         given = local.arguments[name]
         change[name] = lengths[0] if isinstance(given, int) else lengths[len(lengths) - len(given) :]
     return change
@@ -156,7 +173,8 @@ def _slice(local: Local) -> Change:
     tiling = local.found.tilings.get(node)
     if tiling is not None:
         parts = [resolve(part) for part in local.found.tiles[local.operand, at]]
-        lengths = [local.length(part) for part in parts]
+        role = local.found.links[node].ins[0][at][0][0]
+        lengths = [local.piece(role, part) for part in parts]
         if lengths == [size_of(part) for part in parts]:
             return {}
         start, size = sum(lengths[: tiling[1]]), lengths[tiling[1]]

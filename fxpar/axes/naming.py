@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,7 +16,7 @@ from fxpar.axes.infer import Inference
 from fxpar.axes.links import Links
 from fxpar.errors import Place, RuleError
 
-FIELDS = ("axis", "seen", "any", "unseen", "at_least")
+FIELDS = ("axis", "seen", "any", "unseen", "at_least", "extends")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class NamingRule:
     any: tuple[str, ...]
     unseen: tuple[str, ...]
     at_least: int
+    extends: str = ""
 
     def matches(self, size: int, sightings: Iterable[str]) -> bool:
         """Whether a factor of that size, seen so, is an instance of this axis."""
@@ -65,8 +66,11 @@ def _read(entry: yamlfile.Node) -> NamingRule:
     if "seen" not in fields and "any" not in fields:
         raise entry.wrong("an axis needs `seen` or `any`")
     least = fields["at_least"].integer(1) if "at_least" in fields else 1
+    extends = fields["extends"].text() if "extends" in fields else ""
     axis = fields["axis"]
-    return NamingRule(axis.text(), axis.place, patterns("seen"), patterns("any"), patterns("unseen"), least)
+    return NamingRule(
+        axis.text(), axis.place, patterns("seen"), patterns("any"), patterns("unseen"), least, extends
+    )
 
 
 @dataclass
@@ -76,6 +80,8 @@ class Naming:
     rules: dict[Factor, NamingRule]
     sightings: dict[Factor, dict[str, fx.Node]]
     """For each factor the names under which it was seen, with the first node where it was."""
+    extensions: Mapping[str, str]
+    """Axis -> the axis that takes what is left of a mesh dim larger than its instances."""
 
     def axis(self, factor: Factor) -> str | None:
         """The name of a factor's axis."""
@@ -108,7 +114,7 @@ def name(found: Inference, inputs: Iterable[fx.Node], rules: Iterable[NamingRule
         rule = next((r for r in ordered if r.matches(factor.size, sightings)), None)
         if rule:
             named[factor] = rule
-    return Naming(named, dict(seen))
+    return Naming(named, dict(seen), {rule.extends: rule.axis for rule in ordered if rule.extends})
 
 
 def _labels(links: Links) -> Iterator[tuple[str, Dim]]:
