@@ -18,7 +18,7 @@ from fxpar.axes.oprule import OpRule
 from fxpar.axes.schema import arguments, op_name, tensor_arguments
 from fxpar.axes.shapes import HANDLERS
 from fxpar.axes.unify import unify
-from fxpar.errors import Place, RuleError
+from fxpar.errors import CaptureError, Place, RuleError
 
 POINTWISE = "torch.Tag.pointwise"
 SLICES = ("aten.slice.Tensor", "aten.narrow.default")
@@ -66,15 +66,15 @@ def _visit(node: fx.Node, rules: Mapping[str, OpRule], found: Inference) -> None
         found.dims[node] = (found.dims[node.args[0]][node.args[1]],)  # type: ignore[index]
         return
     shapes = output_shapes(node)
-    operands = [(n, tuple(resolve(d) for d in found.dims[n][0])) for n in node.all_input_nodes]
+    operands = tuple((n, found.of(n)) for n in _tensor_nodes(node))
     rule = rules.get(op_name(node)) or _pointwise_rule(node)
     if rule is None or rule.shape == "opaque":
         found.unknown[op_name(node)].append(node)
-        links = HANDLERS["opaque"](Call(node, _NO_RULE, {}, tuple(operands), shapes))
+        links = HANDLERS["opaque"](Call(node, _NO_RULE, {}, operands, shapes))
     elif rule.shape:
         part = _tile(node, found)
-        ordered = tuple((n, tuple(resolve(d) for d in found.dims[n][0])) for n in _tensor_nodes(node))
-        links = HANDLERS[rule.shape](Call(node, rule, arguments(node), ordered, shapes, part))
+        operands = tuple((n, found.of(n)) for n in _tensor_nodes(node))
+        links = HANDLERS[rule.shape](Call(node, rule, arguments(node), operands, shapes, part))
     else:
         given: list[tuple[fx.Node, Dims] | None] = []
         terms = set()
@@ -116,10 +116,19 @@ def _shapes_text(shapes: Iterable[tuple[int, ...]]) -> str:
 
 
 def output_shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
-    """The global shapes of a node's tensors, one for a plain output."""
+    """The global shapes of a node's tensors, one for a plain output.
+
+    Raises CaptureError where a size depends on the values of a tensor.
+    """
     value: Any = node.meta["val"]
     values: Iterable[Any] = value if isinstance(value, (tuple, list)) else (value,)
-    return tuple(tuple(int(s) for s in v.shape) if isinstance(v, torch.Tensor) else () for v in values)
+    tensors = [v.shape if isinstance(v, torch.Tensor) else () for v in values]
+    if any(isinstance(size, torch.SymInt) for shape in tensors for size in shape):
+        raise CaptureError(
+            f"`{op_name(node)}` gives a tensor whose size depends on data: {[*map(list, tensors)]}",
+            details=[f"{node.meta.get('module') or 'the model'} ({node.meta.get('source')})"],
+        )
+    return tuple(tuple(int(size) for size in shape) for shape in tensors)
 
 
 def _tensor_nodes(node: fx.Node) -> list[fx.Node]:

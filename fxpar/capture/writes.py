@@ -43,8 +43,15 @@ def out_of_place(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Mapping[str,
     elif is_op(node, aten.fill_.Scalar, aten.zero_):
         value = emit(graph, aten.full_like.default, (changed, rest[0] if rest else 0), like=node)
     else:
-        value = emit(graph, _counterpart(node), args, dict(kwargs), like=node)
+        value = emit(graph, _counterpart(node), (*args, *_defaults(node, len(args))), dict(kwargs), like=node)
     return _fitted(graph, value, changed, node)
+
+
+def _defaults(node: fx.Node, given: int) -> list[Any]:
+    """The positional arguments that a call leaves to the in-place op's schema; its counterpart may have others."""
+    target: Any = node.target
+    left = [argument for argument in target._schema.arguments[given:] if not argument.kwarg_only]
+    return [] if any(a.name in node.kwargs for a in left) else [argument.default_value for argument in left]
 
 
 def _fitted(graph: fx.Graph, value: fx.Node, changed: fx.Node, node: fx.Node) -> fx.Node:

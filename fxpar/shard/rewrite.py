@@ -14,8 +14,9 @@ from fxpar.axes.local import localize
 from fxpar.axes.schema import op_name
 from fxpar.errors import ShardError
 from fxpar.shard.convert import Step, normal, order, step
-from fxpar.shard.lower import BY_OP
+from fxpar.shard.lower import lowering_of
 from fxpar.shard.lower.base import Site
+from fxpar.shard.lower.random import is_random
 from fxpar.shard.placement import INVARIANT, Placement, Shard, local_shape, local_size, shards_of
 from fxpar.shard.position import Positions
 from fxpar.shard.problem import Problem
@@ -66,7 +67,7 @@ class Rewrite:
 
     def whole(self, old: fx.Node, consumer: fx.Node) -> fx.Node:
         """The new node that holds a value Invariant over every mesh dim; made again where that needs no collective."""
-        if old not in self.problem.lazy or old.meta.get("grad") or not self.held(old):
+        if old not in self.problem.lazy or old.meta.get("grad") or is_random(old) or not self.held(old):
             return self._convert(old, {}, consumer)
         key = (old, frozenset[tuple[str, Placement]]())
         if key not in self.converted:
@@ -129,7 +130,7 @@ class Rewrite:
         site = Site(
             self, node, operands, splits, self.held(node), links, self.problem.sizes, self.problem.timed
         )
-        lowering = BY_OP.get(op_name(node)) if self.problem.sizes else None
+        lowering = lowering_of(node) if self.problem.sizes else None
         self.env[node] = (lowering.rewrite(site) if lowering else None) or self._plain(node, operands)
 
     def _plain(self, node: fx.Node, operands: tuple[fx.Node, ...]) -> fx.Node:

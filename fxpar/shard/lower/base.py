@@ -10,7 +10,7 @@ from torch import fx
 
 from fxpar.axes.links import Links
 from fxpar.axes.schema import arguments
-from fxpar.mesh import GroupIndex, GroupName, joined
+from fxpar.mesh import GroupIndex, GroupName, OpNumber, joined
 from fxpar.shard.placement import Placement, Shard
 from fxpar.shard.split import Split
 
@@ -32,7 +32,7 @@ class Builder(Protocol):
     def shared(self, key: object, make: Callable[[fx.Graph], fx.Node]) -> fx.Node:
         """A value that depends on nothing, made once at the head of the graph for all that ask with this key."""
 
-    def number(self) -> int:
+    def number(self) -> OpNumber:
         """A number that no other random op of the graph has."""
 
 

@@ -2,6 +2,8 @@
 
     embedding(weight, ids)  ->  fxpar.embedding(ids, rows of the rank, group)
 
+A gradient that is scaled by how often an id occurs, or that is sparse, needs all ids on every rank: refused.
+
 Source: Shoeybi et al., Megatron-LM (2019), section 3.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from fxpar.errors import ShardError
 from fxpar.shard.lower.base import Lowering, Site
 from fxpar.shard.placement import PARTIAL, Placement
 
@@ -19,6 +22,12 @@ def _output(_node: fx.Node, _role: str) -> Placement:
 
 
 def _rewrite(site: Site) -> fx.Node | None:
+    if site.splits and (site.argument("scale_grad_by_freq") or site.argument("sparse")):
+        option = "sparse" if site.argument("sparse") else "scale_grad_by_freq"
+        raise ShardError(
+            f"an embedding with `{option}=True` cannot be split over {', '.join(site.splits)}",
+            details=[f"{site.node.meta.get('module') or 'the model'} ({site.node.meta.get('source')})"],
+        )
     over = site.split_over("v")
     if not over:
         return None

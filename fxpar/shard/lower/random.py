@@ -1,4 +1,10 @@
-"""Random ops: the numbers follow the placement, equal where the value is the same, different where it is split."""
+"""Random ops: the numbers follow the placement, equal where the value is the same, different where it is split.
+
+    dropout(x, 0.1, True)    ->  fxpar.dropout(x, 0.1, True, seed, number, coordinates)
+    randn([4, 8])            ->  seeded_call(randn, seed, number, [], [4, 8])
+
+No op draws from torch's own generators: their state may differ between the ranks.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +18,12 @@ from fxpar.runtime.random import seeded_call
 from fxpar.shard.lower.base import Lowering, Site
 from fxpar.shard.placement import PARTIAL, Placement
 
-#: Ops that draw as many numbers as their output has elements.
-LIKE = ("aten.bernoulli.default", "aten.rand_like.default", "aten.randn_like.default")
+DROPOUT = "aten.dropout.default"
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether an op draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _output(_node: fx.Node, _role: str) -> Placement:
@@ -21,9 +31,10 @@ def _output(_node: fx.Node, _role: str) -> Placement:
 
 
 def _rewrite(site: Site) -> fx.Node | None:
-    if op_name(site.node) in LIKE:
-        options = {name: value for name, value in site.node.kwargs.items() if not isinstance(value, fx.Node)}
-        return seeded(site, (site.operands[0], *site.node.args[1:]), options)
+    if op_name(site.node) != DROPOUT:
+        remaining = iter(site.operands)
+        args, options = fx.node.map_arg((site.node.args, site.node.kwargs), lambda _: next(remaining))
+        return seeded(site, args, options)
     if not site.argument("train") or site.argument("p") == 0:
         return site.operands[0]
     builder = site.builder
@@ -40,4 +51,4 @@ def seeded(site: Site, args: tuple[Any, ...], options: dict[str, Any]) -> fx.Nod
     return builder.call(seeded_call, (site.node.target, *stream, *args), options, site.node)
 
 
-LOWERING = Lowering("random", ("aten.dropout.default", *LIKE), _output, _rewrite)
+LOWERING = Lowering("random", (DROPOUT,), _output, _rewrite)
