@@ -20,7 +20,6 @@ from types import ModuleType
 
 from fxpar import yamlfile
 from fxpar.axes import naming, oprule
-from fxpar.axes.shapes import HANDLERS
 from fxpar.errors import FxparError, Place, PlanError, RuleError, raise_all
 from fxpar.plan import Plan
 from fxpar.plancheck import SPLIT_DIMS
@@ -54,9 +53,7 @@ class Rulebook:
         further = [*_installed(), *named, *map(str, extra_dirs)]
         raise_all([error for folder in further for error in _wrong_with(folder, named.get(folder))])
         folders = (built_in(), *(Path(folder) for folder in dict.fromkeys(further)))
-        ops = oprule.load(folders)
-        raise_all([error for rule in ops.values() for error in _unknown_in(rule)])
-        return cls(ops, naming.load(folders), folders)
+        return cls(oprule.load(folders), naming.load(folders), folders)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -146,11 +143,3 @@ def _wrong_with(folder: str, place: Place | None) -> list[FxparError]:
         RuleError(f"`{name}` in `{folder}` is no file of rules", place=place, details=details)
         for name in strange
     ]
-
-
-def _unknown_in(rule: oprule.OpRule) -> list[FxparError]:
-    """The handler of a rule that does not exist."""
-    if not rule.shape or rule.shape in HANDLERS:
-        return []
-    what = f"`{rule.op}`: there is no handler `{rule.shape}`"
-    return [RuleError(what, place=rule.place, details=yamlfile.suggest(rule.shape, HANDLERS))]

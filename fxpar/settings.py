@@ -104,4 +104,4 @@ def _inline(value: Plain) -> str:
 def _word(word: str) -> str:
     """A text as YAML: bare where it then means itself, else quoted."""
     bare = _BARE.fullmatch(word) and isinstance(scalar(word), str)
-    return word if bare else json.dumps(word, ensure_ascii=False)
+    return word if bare else json.dumps(word, ensure_ascii=not word.isprintable())

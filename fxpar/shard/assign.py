@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from fxpar.axes.factor import Factor, leaves
+from fxpar.axes.factor import Factor, leaves, resolve
 from fxpar.axes.unify import refine
 from fxpar.errors import FxparError, PlanError, raise_all
 from fxpar.shard.problem import Problem
@@ -80,7 +80,8 @@ def _violation(problem: Problem, row: Row, mesh_dim: str, size: int, factors: li
 
 def where(problem: Problem, factor: Factor) -> str:
     """A parameter that has the factor, with the source line that uses it; else an input or a module of the model."""
-    node = _holder(problem, problem.graph.find_nodes(op="placeholder"), factor)
+    piece = next(leaves(resolve((factor,))), factor)
+    node = _holder(problem, problem.graph.find_nodes(op="placeholder"), piece)
     if node is None:
         node = next(iter(problem.naming.sightings[factor].values()))
     if node.op == "placeholder":

@@ -1,0 +1,236 @@
+"""Plans: what they may say, where they say it, and the exact text of every error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fxpar.errors import PlanError, Violations
+from fxpar.plan import Plan
+
+KEYS = "cp, cut, dp, ep, microbatches, pp, rules, schedule, seed, sequence_parallel, splits, tp, vpp"
+PATHS = KEYS.replace("cut,", "cut, cut.at,").replace("splits,", "splits, splits.AXIS,")
+DEFAULTS = """\
+tp: 1
+pp: 1
+dp: 1
+cp: 1
+ep: 1
+vpp: 1
+sequence_parallel: true
+schedule: 1f1b
+microbatches: null
+cut: null
+splits: null
+rules: null
+seed: 0
+"""
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that reads a plan from a text, as `plan.yaml`."""
+    monkeypatch.chdir(tmp_path)
+
+    def read(text: str) -> Plan:
+        Path("plan.yaml").write_text(text)
+        return Plan.from_yaml("plan.yaml")
+
+    return read
+
+
+def test_every_default_is_written_out(read: Any) -> None:
+    assert Plan().to_yaml() == DEFAULTS
+    assert read(DEFAULTS) == read("") == Plan()
+
+
+def test_a_plan_is_read_back(read: Any) -> None:
+    plan = Plan(
+        tp=2,
+        pp=2,
+        sequence_parallel=False,
+        schedule="gpipe",
+        microbatches=4,
+        cut={"at": ["model.layers.1"]},
+        splits={"heads": "tp", "sequence": ["cp", "tp?"], "vocab": None, "ffn": []},
+        rules=[Path("mine")],
+        seed=3,
+    )
+    assert read(plan.to_yaml()) == plan
+    assert read(plan.to_yaml()).to_yaml() == plan.to_yaml()
+    assert plan.splits == {"heads": "tp", "sequence": ["cp", "tp?"], "vocab": None, "ffn": None}
+    assert plan.cut_at == ("model.layers.1",)
+    assert plan.rules == ["mine"]
+
+
+def test_one_word_is_a_list_of_one() -> None:
+    assert Plan(cut={"at": "a.b"}) == Plan(cut={"at": ["a.b"]})
+    assert Plan(rules="mine") == Plan(rules=["mine"])
+    assert Plan(splits={"heads": ["tp"]}) == Plan(splits={"heads": "tp"})
+    assert Plan(splits={}, rules=[]) == Plan()
+
+
+def test_the_mesh_has_all_dims_outermost_first() -> None:
+    mesh = Plan(tp=2, pp=3, dp=4).mesh
+    assert list(mesh.sizes.items()) == [("pp", 3), ("dp", 4), ("ep", 1), ("cp", 1), ("tp", 2)]
+
+
+WRONG = {
+    "not positive": ({"tp": 0}, "Plan(tp=...): wants an integer of at least 1, has 0"),
+    "a fraction": ({"dp": 2.0}, "Plan(dp=...): wants an integer, has the number 2.0"),
+    "a flag as a number": ({"cp": True}, "Plan(cp=...): wants an integer, has true"),
+    "a number as a flag": (
+        {"sequence_parallel": 1},
+        "Plan(sequence_parallel=...): wants true or false, has the number 1",
+    ),
+    "no schedule": (
+        {"schedule": "1f2b"},
+        "Plan(schedule=...): unknown value `1f2b`\n  did you mean `1f1b`?\n  allowed: 1f1b, gpipe",
+    ),
+    "virtual stages": (
+        {"vpp": 2},
+        "Plan(vpp=...): virtual pipelining, vpp = 2 is not built yet\n  leave it at 1",
+    ),
+    "experts": ({"ep": 4}, "Plan(ep=...): expert parallelism, ep = 4 is not built yet\n  leave it at 1"),
+    "no microbatch": ({"microbatches": 0}, "Plan(microbatches=...): wants an integer of at least 1, has 0"),
+    "cut without at": ({"cut": {}}, "Plan(cut=...): key `at` is missing"),
+    "no mapping of cuts": ({"cut": ["a"]}, "Plan(cut=...): wants a mapping, has a list"),
+    "a number as a module": (
+        {"cut": {"at": [1]}},
+        "Plan(cut=...): wants a text, has the number 1\n  quotes make it a text",
+    ),
+    "no mapping of splits": ({"splits": ["heads"]}, "Plan(splits=...): wants a mapping, has a list"),
+    "stages as a split": (
+        {"splits": {"heads": "pp"}},
+        "Plan(splits=...): `pp` splits no axis: each of its ranks holds a stage\n  allowed: cp, dp, ep, mb, tp",
+    ),
+    "a folder that is a number": (
+        {"rules": [7]},
+        "Plan(rules=...): wants a text, has the number 7\n  quotes make it a text",
+    ),
+    "a negative seed": ({"seed": -1}, "Plan(seed=...): wants an integer of at least 0, has -1"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "text"), WRONG.values(), ids=WRONG)
+def test_wrong_arguments(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan(**arguments)
+    assert str(caught.value) == text
+
+
+def test_everything_wrong_in_a_file_is_said_at_once(read: Any) -> None:
+    text = "tp: 0\ntpp: 2\nsplits:\n  heads: tpp\n  sequence: [cp, cp]\nvpp: 2\ncut: {art: [a]}\n"
+    with pytest.raises(Violations) as caught:
+        read(text)
+    assert (
+        str(caught.value)
+        == f"""\
+plan.yaml:1:5: wants an integer of at least 1, has 0
+  1 | tp: 0
+    |     ^
+plan.yaml:2:1: unknown key `tpp`
+  2 | tpp: 2
+    | ^
+  did you mean `tp`?
+  allowed: {KEYS}
+plan.yaml:4:10: `tpp` is no mesh dim
+  4 |   heads: tpp
+    |          ^
+  did you mean `tp`?
+  allowed: cp, dp, ep, mb, tp
+plan.yaml:5:18: `cp` stands twice in the row of `sequence`
+  5 |   sequence: [cp, cp]
+    |                  ^
+plan.yaml:6:6: virtual pipelining, vpp = 2 is not built yet
+  6 | vpp: 2
+    |      ^
+  leave it at 1
+plan.yaml:7:7: unknown key `art`
+  7 | cut: {{art: [a]}}
+    |       ^
+  did you mean `at`?
+  allowed: at"""
+    )
+
+
+def test_a_file_that_is_no_plan(read: Any) -> None:
+    with pytest.raises(PlanError, match=r"^plan.yaml:1:1: wants a mapping, has a list"):
+        read("- tp\n")
+    with pytest.raises(PlanError, match=r"^nowhere.yaml: cannot be read: No such file or directory$"):
+        Plan.from_yaml("nowhere.yaml")
+
+
+def test_options_replace_settings(read: Any) -> None:
+    plan = read("tp: 2\nsplits:\n  heads: tp\n  ffn: tp\n")
+    changed = plan.override(
+        ["tp=4", "splits.heads=null", 'splits.sequence=[cp, "tp?"]', "cut.at=[a, b]", "schedule=gpipe"]
+    )
+    assert changed == Plan(
+        tp=4,
+        splits={"heads": None, "ffn": "tp", "sequence": ["cp", "tp?"]},
+        cut={"at": ["a", "b"]},
+        schedule="gpipe",
+    )
+    assert plan.tp == 2
+    assert changed.override(["splits="]).splits is None
+    assert {
+        path: str(changed.place(path)) for path in ("tp", "splits.heads", "splits.ffn", "cut.at", "pp")
+    } == {
+        "tp": "--set tp=4",
+        "splits.heads": "--set splits.heads=null",
+        "splits.ffn": "plan.yaml:4:8",
+        "cut.at": "--set cut.at=[a, b]",
+        "pp": "Plan(pp=...)",
+    }
+
+
+def test_wrong_options_are_said_at_once() -> None:
+    with pytest.raises(Violations) as caught:
+        Plan().override(["tp=[", "splits.heads=tpp", "cut.ta=a", "tpp=3", "tp.x=3", "pp"])
+    assert (
+        str(caught.value)
+        == f"""\
+--set tp=[: expected the node content, but found '<stream end>'
+--set splits.heads=tpp: `tpp` is no mesh dim
+  did you mean `tp`?
+  allowed: cp, dp, ep, mb, tp
+--set cut.ta=a: unknown key `ta`
+  allowed: at
+--set tpp=3: unknown key `tpp`
+  did you mean `tp`?
+  allowed: {PATHS}
+--set tp.x=3: unknown key `tp.x`
+  did you mean `tp`?
+  allowed: {PATHS}
+--set pp: wants KEY=VALUE"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "pp", "dp", "number"),
+    [
+        (8, 1, 1, 1),
+        (8, 2, 1, 4),
+        (2, 2, 1, 2),
+        (7, 2, 1, 7),
+        (1, 4, 1, 1),
+        (8, 4, 2, 4),
+        (9, 2, 1, 3),
+        (0, 2, 1, 1),
+    ],
+)
+def test_microbatches_divide_the_batch_of_a_rank(batch: int, pp: int, dp: int, number: int) -> None:
+    assert Plan(pp=pp, dp=dp).resolve(batch).microbatches == number
+
+
+def test_given_microbatches_have_to_divide() -> None:
+    assert Plan(microbatches=4).resolve(8).microbatches == 4
+    with pytest.raises(PlanError) as caught:
+        Plan(pp=2, dp=2).override(["microbatches=3"]).resolve(8)
+    assert str(caught.value) == (
+        "--set microbatches=3: 3 microbatches do not divide a batch of 4 samples on a rank\n"
+        "  microbatches may be 1, 2 or 4"
+    )
