@@ -83,6 +83,12 @@ class GroupName(str):
     __slots__ = ()
 
 
+class OpNumber(int):
+    """The number of a random op in a graph, told apart from other numbers: layers of one shape differ only in these."""
+
+    __slots__ = ()
+
+
 class GroupIndex(str):
     """As an argument in a graph: the index of the rank inside its group of that kind."""
 

@@ -46,8 +46,8 @@ class Partition:
 
     @property
     def mesh(self) -> Mesh:
-        """The mesh, with all of its dims."""
-        return self.plan.mesh
+        """The mesh of the ranks; a dim of the plan's that is larger than what it splits is in pieces here."""
+        return self.sharded.mesh
 
 
 class Clock:
@@ -113,7 +113,7 @@ def _manifest(
     return Manifest(
         source=source,
         hash=_hash(sharded.program, plan),
-        mesh=dict(plan.mesh.sizes),
+        mesh=dict(sharded.mesh.sizes),
         schedule=plan.schedule,
         microbatches=plan.microbatches or 1,
         training=sharded.program.training,

@@ -10,25 +10,29 @@ S     I    all-gather      slice               P     S    reduce-scatter   all-g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 import fxpar.runtime  # noqa: F401 - registers the operators
+from fxpar.axes.factor import Cat, Dim, Factor
 from fxpar.axes.links import Dims
-from fxpar.mesh import GroupName
+from fxpar.mesh import GroupName, joined
 from fxpar.shard.placement import INVARIANT, PARTIAL, REPLICATE, Placement, Shard, cuts_of, layout
 
 ops = torch.ops.fxpar
 
 
+Change = tuple[Placement, Placement]
+
+
 @dataclass(frozen=True)
 class Step:
-    """One conversion over one mesh dim: the operator and its arguments after the tensor."""
+    """One conversion over the group of one or several mesh dims: the operator and its arguments after the tensor."""
 
-    mesh_dim: str
+    mesh_dims: tuple[str, ...]
     source: Placement
     target: Placement
     operator: Any
@@ -40,33 +44,67 @@ def normal(placement: Placement, grad: bool) -> Placement:
     return INVARIANT if placement is REPLICATE and not grad else placement
 
 
-def order(changes: Mapping[str, tuple[Placement, Placement]]) -> list[str]:
-    """The order in which mesh dims are converted: what makes the value smaller first."""
+def order(
+    dims: Dims, changes: Mapping[str, Change], sizes: Mapping[str, int], timed: Collection[str]
+) -> list[tuple[str, ...]]:
+    """The order in which mesh dims are converted: what makes the value smaller first; those in one call together."""
+    runs: list[tuple[str, ...]] = []
+    for mesh_dim in sorted((m for m in sizes if m in changes), key=lambda m: _cost(changes[m])):
+        last = runs[-1][-1] if runs else mesh_dim
+        joins = (
+            runs
+            and not {last, mesh_dim} & set(timed)
+            and _together(dims, changes[last], changes[mesh_dim], sizes[last])
+        )
+        if joins:
+            runs[-1] = (*runs[-1], mesh_dim)
+        else:
+            runs.append((mesh_dim,))
+    return runs
 
-    def key(mesh_dim: str) -> int:
-        source, target = changes[mesh_dim]
-        return 2 if isinstance(source, Shard) else 0 if isinstance(target, Shard) else 1
 
-    return sorted(changes, key=key)
+def _cost(change: Change) -> int:
+    source, target = change
+    return 2 if isinstance(source, Shard) else 0 if isinstance(target, Shard) else 1
+
+
+def _together(dims: Dims, first: Change, second: Change, size: int) -> bool:
+    """Whether two conversions over an outer and an inner mesh dim are one over both."""
+    if not any(isinstance(each, Shard) for each in (*first, *second)):
+        return first == second
+    for a, b in zip(first, second):
+        if isinstance(a, Shard) and isinstance(b, Shard):
+            if a.dim != b.dim or a.factor.size != size or not _adjacent(dims[a.dim], a.factor, b.factor):
+                return False
+        elif a != b:
+            return False
+    return not all(isinstance(each, Shard) for each in first)
+
+
+def _adjacent(dim: Dim, major: Factor, minor: Factor) -> bool:
+    """Whether `minor` directly follows `major`, in a concatenation in every part."""
+    for position, term in enumerate(dim):
+        if term is major:
+            return position + 1 < len(dim) and dim[position + 1] is minor
+        if isinstance(term, Cat) and all(_adjacent(part, major, minor) for part in term.parts):
+            return True
+    return False
 
 
 def step(
     dims: Dims,
     held: Mapping[str, Placement],
-    mesh_dim: str,
-    target: Placement,
+    mesh_dims: tuple[str, ...],
+    targets: Mapping[str, Placement],
     sizes: Mapping[str, int],
-    grad: bool,
-) -> Step | None:
-    """The conversion of a value from its placement over one mesh dim to another; None if nothing is to be done."""
-    source = normal(held.get(mesh_dim, INVARIANT), grad)
-    target = normal(target, grad)
-    if source == target or (source is REPLICATE and target is INVARIANT and not grad):
-        return None
-    group = GroupName(mesh_dim)
+) -> Step:
+    """The conversion of a value over mesh dims that `order` put together, from how it is held to the targets."""
+    last = mesh_dims[-1]
+    source, target = held.get(last, INVARIANT), targets[last]
+    group = GroupName(joined(mesh_dims))
 
     def spread(shard: Shard) -> tuple[int, list[int]]:
-        after = {**held, mesh_dim: shard}
+        after = {**held, **{m: targets[m] for m in mesh_dims}} if shard is target else held
         return shard.dim, layout(dims[shard.dim], shard.factor, cuts_of(after, shard.dim, sizes))
 
     operator: Any
@@ -83,7 +121,7 @@ def step(
         operator, arguments = ops.slice.default, (*spread(target), group, backward)
     else:
         operator, arguments = _PLAIN[source, target], (group,)
-    return Step(mesh_dim, source, target, operator, arguments)
+    return Step(mesh_dims, source, target, operator, arguments)
 
 
 _PLAIN: dict[tuple[Placement, Placement], Any] = {

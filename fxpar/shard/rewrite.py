@@ -13,6 +13,7 @@ from fxpar.axes.links import Dims
 from fxpar.axes.local import localize
 from fxpar.axes.schema import op_name
 from fxpar.errors import ShardError
+from fxpar.mesh import OpNumber
 from fxpar.shard.convert import Step, normal, order, step
 from fxpar.shard.lower import lowering_of
 from fxpar.shard.lower.base import Site
@@ -83,10 +84,10 @@ class Rewrite:
         """The placeholder of the seed of one forward call, made when it is first asked for."""
         return self.positions.seed()
 
-    def number(self) -> int:
+    def number(self) -> OpNumber:
         """A number that no other random op of the graph has."""
         self._numbers += 1
-        return self._numbers
+        return OpNumber(self._numbers)
 
     def shared(self, key: object, make: Callable[[fx.Graph], fx.Node]) -> fx.Node:
         """A value that depends on nothing, made once at the head of the graph for all that ask with this key."""
@@ -181,11 +182,12 @@ class Rewrite:
         held, new = self.held(old), self.env[old]
         targets = {m: normal(wants.get(m, INVARIANT), grad) for m in self.decisions}
         changes = {m: (held.get(m, INVARIANT), t) for m, t in targets.items() if held.get(m, INVARIANT) != t}
-        for mesh_dim in order(changes):
-            change = step(self.dims(old), held, mesh_dim, targets[mesh_dim], self.problem.sizes, grad)
-            held = {**held, mesh_dim: targets[mesh_dim]}
-            held = {m: s for m, s in held.items() if s is not INVARIANT}
-            if change is None or self._in_time(change, consumer, grad):
+        for mesh_dims in order(self.dims(old), changes, self.problem.sizes, self.problem.timed):
+            change = step(self.dims(old), held, mesh_dims, targets, self.problem.sizes)
+            held = {
+                m: s for m, s in {**held, **{m: targets[m] for m in mesh_dims}}.items() if s is not INVARIANT
+            }
+            if self._in_time(change, consumer, grad):
                 continue
             key = (old, frozenset(held.items()))
             if key not in self.converted:
@@ -195,7 +197,7 @@ class Rewrite:
 
     def _in_time(self, change: Step, consumer: fx.Node, grad: bool) -> bool:
         """Whether a step over a mesh dim of time is no step at all; only slices of inputs are steps there."""
-        if change.mesh_dim not in self.problem.timed:
+        if change.mesh_dims[0] not in self.problem.timed:
             return False
         if change.source is INVARIANT and not isinstance(change.target, Shard):
             return True
@@ -212,13 +214,14 @@ class Rewrite:
         shape = local_shape(self.dims(old), held, self.problem.sizes)
         made.meta = {"val": new.meta["val"].new_empty(shape), "grad": old.meta.get("grad"), "module": module}
         made.meta["source"] = old.meta.get("source", "")
+        made.meta["call"] = old.meta.get("call", 0)
         made.meta["rule"] = self._rule(change, old, consumer)
         self._describe(made, old, held)
         return made
 
     def _rule(self, change: Step, old: fx.Node, consumer: fx.Node) -> str:
         """The row of the table that asked for a conversion: what its target, else its source, is split by."""
-        decision = self.decisions[change.mesh_dim]
+        decision = self.decisions[change.mesh_dims[0]]
         for node in (consumer, old):
             factor = decision.splits[node].factor if node in decision.splits else None
             axis = self.problem.naming.axis(factor) if factor else None
@@ -234,7 +237,7 @@ class Rewrite:
         dims = self.dims(old)
         new.meta["dims"] = tuple(text(dim, self.problem.naming.word) for dim in dims)
         new.meta["held"] = held
-        words = [f"{self._word(s)} over {m}" for m, s in held.items()]
+        words = [f"{self._word(s)} over {m}" for m, s in held.items() if m not in self.problem.timed]
         if words:
             new.meta["placement"] = ", ".join(words)
         rows = [self.problem.naming.axis(f) for i in range(len(dims)) for f in shards_of(held, i)]

@@ -12,17 +12,17 @@ from fxpar.axes.factor import resolve, text
 from fxpar.axes.links import Dims
 from fxpar.capture.program import Program
 from fxpar.mesh import Mesh
-from fxpar.shard.assign import assign, where
+from fxpar.shard.assign import assign
 from fxpar.shard.check import check
 from fxpar.shard.lazy import settle
+from fxpar.shard.pieces import cut_mesh
 from fxpar.shard.placement import REPLICATE, Placement, Shard
 from fxpar.shard.problem import Problem, lazy_nodes
+from fxpar.shard.replicate import replicate
 from fxpar.shard.rewrite import Rewrite
 from fxpar.shard.sharded import Laid, Sharded
 from fxpar.shard.table import Table
 from fxpar.shard.walk import Decision, walk
-
-__all__ = ["shard", "where"]
 
 
 def shard(
@@ -44,6 +44,7 @@ def shard(
         n for n in program.graph.find_nodes(op="placeholder") if n.meta["kind"] == "input" and _is_tensor(n)
     ]
     named = naming.name(found, inputs, names)
+    mesh, table = cut_mesh(mesh, table, named)
     sizes = {m: s for m, s in {**mesh.sizes, **(timed or {})}.items() if s > 1 and m in _used(table)}
     lazy = lazy_nodes(program.graph)
     problem = Problem(program.graph, found, named, table, sizes, lazy, timed=frozenset(timed or ()))
@@ -51,6 +52,7 @@ def shard(
     decisions = {}
     for mesh_dim in sizes:
         decisions[mesh_dim] = walk(problem, mesh_dim)
+        replicate(problem, decisions[mesh_dim])
         settle(problem, decisions[mesh_dim])
     graph = Rewrite(problem, decisions).run()
     sharded = Sharded(program, mesh, table, graph, found, named, {}, (), notes)

@@ -1,0 +1,82 @@
+"""Replicating where it is free: a region that only feeds split work is computed by every rank, if its inputs are there.
+
+    before   x --gather--> q_proj (split)          x also, as slices, --> k_proj --> ... --gather--> attention
+    after    x --gather--> q_proj and k_proj       k is Replicate: no activation is moved for it
+
+Its output would have to be gathered (or its gradient summed) for every consumer; its inputs are gathered anyway, for
+others. So the region runs on what is gathered, and its parameters' gradients are summed once a step. This is what key
+and value projections with fewer heads than ranks need, and shared parts of keys.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import fx
+
+from fxpar.axes.schema import op_name
+from fxpar.shard.placement import INVARIANT, PARTIAL, REPLICATE, Placement, Shard
+from fxpar.shard.problem import Problem
+from fxpar.shard.walk import Decision
+
+#: For each value its consumers, with the placement that each wants of it.
+Uses = dict[fx.Node, list[tuple[fx.Node, Placement]]]
+
+
+def replicate(problem: Problem, decision: Decision) -> None:
+    """Change the decisions for such regions, in place."""
+    uses = _uses(problem, decision)
+    region = {node for node in decision.states if _may(decision, node)}
+    unfed = region
+    while unfed:
+        while cold := {node for node in region if not _feeds_split_work(decision, uses, region, node)}:
+            region -= cold
+        unfed = {node for node in region if not _is_fed(problem, uses, region, node)}
+        region -= unfed
+    for node in region:
+        decision.states[node] = (REPLICATE,) * len(decision.states[node])
+        if node in decision.wants:
+            decision.wants[node] = (REPLICATE,) * len(decision.wants[node])
+        decision.splits.pop(node, None)
+
+
+def _uses(problem: Problem, decision: Decision) -> Uses:
+    uses: Uses = defaultdict(list)
+    for node, wants in decision.wants.items():
+        for operand, want in zip(problem.found.links[node].operands, wants):
+            uses[operand].append((node, want))
+    for node in decision.states:
+        if op_name(node) == "operator.getitem":
+            uses[node.args[0]].append((node, decision.states[node][0]))  # type: ignore[index]
+    for node in problem.graph.output_node().all_input_nodes:
+        uses[node].append((problem.graph.output_node(), INVARIANT))
+    return uses
+
+
+def _may(decision: Decision, node: fx.Node) -> bool:
+    """Whether a node carries a gradient and is neither Partial nor the end of a split role."""
+    states = decision.states[node]
+    if not node.meta.get("grad") or PARTIAL in states:
+        return False
+    return node not in decision.splits or all(isinstance(state, Shard) for state in states)
+
+
+def _feeds_split_work(decision: Decision, uses: Uses, region: set[fx.Node], node: fx.Node) -> bool:
+    """Whether every use is in the region, or by split work that does not take the value as it is."""
+    state = decision.states[node][0]
+    return bool(uses[node]) and all(
+        user in region or want is REPLICATE or (isinstance(want, Shard) and want != state)
+        for user, want in uses[node]
+    )
+
+
+def _is_fed(problem: Problem, uses: Uses, region: set[fx.Node], node: fx.Node) -> bool:
+    """Whether every operand is there as a whole: from the region, for another consumer, or independent of data."""
+    links = problem.found.links.get(node)
+    operands = links.operands if links else tuple(node.all_input_nodes)
+    return all(
+        operand in problem.lazy
+        or operand in region
+        or any(want is REPLICATE and user not in region for user, want in uses[operand])
+        for operand in operands
+    )
