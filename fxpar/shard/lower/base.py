@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 from torch import fx
 
+from fxpar.axes.factor import Factor
 from fxpar.axes.links import Links
-from fxpar.axes.schema import arguments
+from fxpar.axes.schema import arguments, op_name
+from fxpar.errors import ShardError
 from fxpar.mesh import GroupIndex, GroupName, OpNumber, joined
 from fxpar.shard.placement import Placement, Shard
 from fxpar.shard.split import Split
@@ -57,9 +59,20 @@ class Site:
         """The mesh dims that split any of these roles."""
         return [mesh_dim for mesh_dim, split in self.splits.items() if split.role in roles]
 
-    def group(self, mesh_dims: list[str]) -> GroupName:
-        """The group that spans mesh dims; there must be one at least."""
-        return GroupName(joined(mesh_dims))
+    def group_over(self, role: str) -> GroupName:
+        """The group whose ranks, in its order, hold equal contiguous shares of the role's dim, which must be split.
+
+        Raises ShardError where the shares are not contiguous: the split factors are not the leading ones.
+        """
+        mesh_of = {self.splits[m].factor: m for m in self.split_over(role)}
+        dim = next(piece for _, _, piece in self.links.sites(role))
+        leading = dim[: len(mesh_of)]
+        if set(leading) != set(mesh_of):
+            raise ShardError(
+                f"`{op_name(self.node)}` cannot be split on a part of a dim that is not its leading one",
+                details=[f"{self.node.meta.get('module') or 'the model'} ({self.node.meta.get('source')})"],
+            )
+        return GroupName(joined([mesh_of[factor] for factor in leading if isinstance(factor, Factor)]))
 
     @property
     def coordinates(self) -> list[GroupIndex]:

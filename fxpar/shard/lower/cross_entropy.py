@@ -23,15 +23,15 @@ def _output(_node: fx.Node, role: str) -> Placement:
 
 
 def _rewrite(site: Site) -> fx.Node | None:
-    classes, tokens = site.split_over("c"), site.split_over("n", "d")
-    if not classes and not tokens:
+    tokens = site.split_over("n", "d")
+    group = site.group_over("c") if site.split_over("c") else None
+    if not group and not tokens:
         return None
     given = {name: site.argument(name) for name in ("reduction", "ignore_index", "label_smoothing")}
     reduction = REDUCTIONS[given["reduction"]]
     weight = site.operands[2] if len(site.operands) > 2 else None
     count = _count(site, given["ignore_index"]) if tokens and reduction == "mean" else None
     settings = (weight, reduction, given["ignore_index"], float(given["label_smoothing"]))
-    group = site.group(classes) if classes else None
     return site.builder.call(
         torch.ops.fxpar.cross_entropy.default, (*site.operands[:2], *settings, group, count), {}, site.node
     )

@@ -28,13 +28,12 @@ def _rewrite(site: Site) -> fx.Node | None:
             f"an embedding with `{option}=True` cannot be split over {', '.join(site.splits)}",
             details=[f"{site.node.meta.get('module') or 'the model'} ({site.node.meta.get('source')})"],
         )
-    over = site.split_over("v")
-    if not over:
+    if not site.split_over("v"):
         return None
     weight, ids = site.operands
     padding = int(site.argument("padding_idx"))
     return site.builder.call(
-        torch.ops.fxpar.embedding.default, (ids, weight, site.group(over), padding), {}, site.node
+        torch.ops.fxpar.embedding.default, (ids, weight, site.group_over("v"), padding), {}, site.node
     )
 
 
