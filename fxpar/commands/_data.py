@@ -22,5 +22,8 @@ class DataCommand(click.Command):
 
 
 def data(text: str) -> None:
-    """Write a line, or several, to the stdout of the command that is running."""
-    click.echo(text, file=click.get_current_context().meta[_STDOUT])
+    """Write a line, or several, to the stdout of the command that is running; without a reader left, end it."""
+    try:
+        click.echo(text, file=click.get_current_context().meta[_STDOUT])
+    except BrokenPipeError:
+        raise click.exceptions.Exit(0) from None

@@ -81,9 +81,9 @@ def test_rules(ops: Sequence[str], rules: Sequence[str], as_json: bool) -> int:
         entries.append(entry)
         if not as_json:
             data(_line(entry))
-    failed = sum(not entry["ok"] for entry in entries)
-    data(json.dumps(entries, indent=2) if as_json else f"{len(entries) - failed} rules proved, {failed} not")
-    return FOUND_WRONG if failed else 0
+    proved = sum(entry["ok"] for entry in entries)
+    data(json.dumps(entries, indent=2) if as_json else f"{proved} of {len(entries)} rules proved")
+    return FOUND_WRONG if proved < len(entries) else 0
 
 
 def _tables(book: Rulebook) -> dict[str, list[dict[str, Any]]]:
