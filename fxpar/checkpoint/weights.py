@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from fxpar.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_DTYPES = {
+#: What safetensors calls each dtype that torch has.
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -120,9 +121,9 @@ class FileWeights:
     def dtype(self, name: str) -> torch.dtype:
         """Its dtype, from the file's header."""
         code = self._slice(name).get_dtype()
-        if code not in _DTYPES:
+        if code not in DTYPES:
             raise CheckpointError(f"{self._files[name]}: `{name}` has dtype {code}, which torch cannot hold")
-        return _DTYPES[code]
+        return DTYPES[code]
 
     def read(self, name: str, boxes: Sequence[Box] | None = None) -> torch.Tensor:
         """The boxes as one new tensor."""

@@ -110,6 +110,10 @@ class Manifest:
     """Every kind of group that some rank needs."""
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    ranks: tuple[tuple[str, ...], ...] = ()
+    """The files that each rank reads its tensors from, once they are written."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The sha256 of every file that was written, but for this one."""
     format: int = FORMAT
 
     @property
@@ -159,6 +163,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         "tensors": {name: TensorSpec(**_tupled(entry)) for name, entry in data["tensors"].items()},
         "groups": tuple(data["groups"]),
         "notes": tuple(data["notes"]),
+        "ranks": tuple(tuple(files) for files in data["ranks"]),
     }
     return Manifest(**(data | tuples))
 

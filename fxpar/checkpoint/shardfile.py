@@ -1,0 +1,88 @@
+"""Writing one safetensors file, tensor by tensor: at most one of them is in memory.
+
+length of the header | header, padded with spaces | the tensors' bytes, from a multiple of 4096 on
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fxpar.checkpoint.weights import DTYPES
+from fxpar.errors import CheckpointError
+
+#: The body of a file starts at a multiple of this.
+ALIGNMENT = 4096
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+class Entry(NamedTuple):
+    """A tensor of a file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in the file."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write(
+    path: Path, entries: Iterable[Entry], read: Callable[[str], torch.Tensor], metadata: Mapping[str, str]
+) -> str:
+    """Write a new file of the entries, whose values `read` gives one after the other; return its sha256.
+
+    Wider dtypes stand first and names in order, so that equal tensors give equal bytes. Raises CheckpointError for a
+    dtype that safetensors cannot hold, for a value of another shape or dtype than its entry, and for a full disk.
+    """
+    ordered = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
+    digest = hashlib.sha256()
+    try:
+        with path.open("xb") as file:
+            for part in _parts(ordered, read, metadata):
+                file.write(part)
+                digest.update(part)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be written: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _parts(
+    entries: list[Entry], read: Callable[[str], torch.Tensor], metadata: Mapping[str, str]
+) -> Iterable[bytes | memoryview]:
+    yield header(entries, metadata)
+    for entry in entries:
+        yield _data(entry, read(entry.name))
+
+
+def header(entries: Iterable[Entry], metadata: Mapping[str, str]) -> bytes:
+    """The length and the header of a file whose tensors stand in the order of the entries."""
+    fields: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for entry in entries:
+        if entry.dtype not in CODES:
+            raise CheckpointError(f"`{entry.name}` has dtype {entry.dtype}, which safetensors cannot hold")
+        span = [start, start := start + entry.bytes]
+        fields[entry.name] = {"dtype": CODES[entry.dtype], "shape": list(entry.shape), "data_offsets": span}
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _data(entry: Entry, tensor: torch.Tensor) -> memoryview:
+    if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
+        found = f"{tensor.dtype} {list(tensor.shape)}"
+        raise CheckpointError(f"`{entry.name}` is {found}, not {entry.dtype} {list(entry.shape)}")
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

@@ -1,0 +1,62 @@
+"""Which files the ranks' tensors go to, and which boxes of which tensor each file holds.
+
+The ranks of a stage share a file unless a mesh dim that tells them apart splits some tensor of that stage:
+
+    model-pp0-tp0  model-pp0-tp1  model-pp1        for any number of dp and cp ranks, if stage 1 is whole over tp
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fxpar.checkpoint.index import Index, Indexed, Part
+from fxpar.checkpoint.shardfile import CODES
+from fxpar.emit.product import Product
+from fxpar.errors import CheckpointError
+from fxpar.shard.placement import Shard
+from fxpar.shard.sharded import Laid
+
+
+def index(product: Product, names: Sequence[Sequence[str]], family: str) -> Index:
+    """The index of files whose names begin with `family`; `names` are the tensors that each stage has in them."""
+    manifest, laid = product.manifest, product.sharded.tensors
+    spots = [_spot(product, rank, names) for rank in range(manifest.grid.world)]
+    ranks = tuple(_file(family, spot) for spot in spots)
+    tensors = {}
+    for name in dict.fromkeys(name for stage in names for name in stage):
+        holders = {file: spot for file, spot in zip(ranks, spots) if name in names[spot["pp"]]}
+        files = {file: _parts(laid[name], spot) for file, spot in holders.items()}
+        tensors[name] = _indexed(product, laid[name], files)
+    ties = {name: target for name, target in manifest.ties.items() if target in tensors}
+    return Index(manifest.source, manifest.hash, dict(manifest.mesh), ranks, tensors, ties)
+
+
+def _spot(product: Product, rank: int, names: Sequence[Sequence[str]]) -> dict[str, int]:
+    """A rank's coordinates on those mesh dims that make a difference to what it holds."""
+    coordinate = product.manifest.grid.coordinate(rank)
+    stage = coordinate.get("pp", 0)
+    splits = {dim for name in names[stage] for dim in product.sharded.tensors[name].split_over}
+    return {"pp": stage} | {dim: at for dim, at in coordinate.items() if dim in splits}
+
+
+def _file(family: str, spot: Mapping[str, int]) -> str:
+    return "-".join([family, *(f"{dim}{at}" for dim, at in spot.items())]) + ".safetensors"
+
+
+def _parts(laid: Laid, spot: Mapping[str, int]) -> tuple[Part, ...]:
+    return tuple(Part(box.offset, box.sizes, box.local) for box in laid.boxes(spot))
+
+
+def _indexed(product: Product, laid: Laid, files: Mapping[str, tuple[Part, ...]]) -> Indexed:
+    if laid.dtype not in CODES:
+        raise CheckpointError(f"`{laid.name}` has dtype {laid.dtype}, which safetensors cannot hold")
+    dims = [dim for dim, size in product.manifest.mesh.items() if size > 1 and dim != "pp"]
+    placement = {dim: _word(product, laid, dim) for dim in dims}
+    return Indexed(CODES[laid.dtype], laid.shape, laid.words, placement, files)
+
+
+def _word(product: Product, laid: Laid, mesh_dim: str) -> str:
+    state = laid.held.get(mesh_dim)
+    if isinstance(state, Shard):
+        return f"Shard({state.dim}, {product.sharded.naming.word(state.factor)})"
+    return "Replicate"

@@ -1,0 +1,62 @@
+"""A folder that appears whole or not at all: it is written beside its place and renamed at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fxpar.errors import EmitError
+
+#: What tells a folder of ours, which may be replaced, from any other.
+OURS = ("manifest.json", "fxpar.index.json")
+
+
+def check_target(folder: Path, force: bool = False) -> None:
+    """Raise EmitError if a folder cannot be written: it exists and may not be replaced, or has no parent."""
+    if not folder.absolute().parent.is_dir():
+        raise EmitError(f"there is no folder {folder.absolute().parent.name} to write {folder.name} into")
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not force:
+        raise EmitError(f"{folder} exists already", details=["--force replaces it"])
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.is_symlink() or not (empty or any((folder / name).is_file() for name in OURS)):
+        raise EmitError(f"{folder} was not written by fxpar, and is not replaced")
+
+
+@contextmanager
+def staged(folder: Path, force: bool = False) -> Iterator[Path]:
+    """Give an empty folder to write to; when the block ends without an error it becomes `folder`.
+
+    With `force` it then replaces what is there. After an error nothing is left, and what was there stays as it was.
+    Raises EmitError as `check_target`.
+    """
+    check_target(folder, force)
+    folder = folder.absolute()
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        check_target(folder, force)
+        _replace(new, folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _replace(new: Path, folder: Path) -> None:
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = new.with_suffix(".old")
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)

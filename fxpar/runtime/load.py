@@ -1,0 +1,123 @@
+"""Loading one rank of a folder that `fxpar partition` wrote, from that rank's own files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from fxpar.checkpoint.index import Index
+from fxpar.checkpoint.local import read as read_parts
+from fxpar.checkpoint.weights import FileWeights, TensorWeights, files_of
+from fxpar.emit.folder import LAYOUT
+from fxpar.errors import CheckpointError, EmitError
+from fxpar.runtime.assemble import Read, assemble
+from fxpar.runtime.groups import Groups, alone
+from fxpar.runtime.manifest import Manifest, TensorSpec, dtype_name
+from fxpar.runtime.processes import connect, current_device
+from fxpar.runtime.random import stream_seed
+from fxpar.runtime.rank import Rank
+
+#: The standard deviation of parameters that are drawn because the folder has no weights.
+DEVIATION = 0.02
+
+
+def load(folder: str | Path, groups: Groups | None = None, device: torch.device | str | None = None) -> Rank:
+    """Load the rank that `groups` belong to; without them, that of this process under torchrun.
+
+    A partition for one rank needs no process group. Only the rank's own files are read, and nothing is unpickled.
+    `device` defaults to this process's accelerator, or the CPU. In a folder without weights every parameter is drawn
+    from the plan's seed and its name, with the same global values in every layout.
+
+    Raises EmitError for a module that was changed since it was written, or files that do not fit the manifest;
+    RankError where there are not as many processes as ranks.
+    """
+    folder = Path(folder)
+    manifest = Manifest.read(folder)
+    place = torch.device(device) if device is not None else current_device()
+    groups = groups if groups is not None else _groups(manifest, place)
+    stage = manifest.stage_of(groups.rank)
+    names = [f"stage_{stage.index}.py", *(["prepare.py"] if manifest.prepared else [])]
+    modules = {name: checked_text(folder, manifest, name) for name in names}
+    return assemble(manifest, modules, groups, _reader(folder, manifest, groups.rank), device=place)
+
+
+def _groups(manifest: Manifest, device: torch.device) -> Groups:
+    if manifest.grid.world == 1:
+        return alone(manifest.grid)
+    return connect(manifest.grid, manifest.groups, device=device)
+
+
+def checked_text(folder: Path, manifest: Manifest, name: str) -> str:
+    """The text of a file that was written with the manifest. Raises EmitError if it is another one now."""
+    path = inside(folder, name)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise EmitError(f"{path} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != manifest.files.get(name):
+        raise EmitError(
+            f"{path} is not what `fxpar partition` wrote",
+            details=["it was changed, or comes from another partition: partition the model again"],
+        )
+    return data.decode()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file that the manifest names. Raises EmitError for a name that leads out of the folder."""
+    path = folder / name
+    if Path(name).name != name or path.resolve().parent != folder.resolve():
+        raise EmitError(f"manifest.json names `{name}`, which is no file of {folder}")
+    return path
+
+
+def _reader(folder: Path, manifest: Manifest, rank: int) -> Read:
+    """Reads the tensors of a rank by name."""
+    if rank >= len(manifest.ranks):
+        raise EmitError(f"manifest.json names no files for rank {rank}", details=["it is damaged"])
+    paths = [inside(folder, name) for name in manifest.ranks[rank]]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise EmitError(f"{folder} lacks files of rank {rank}", details=missing)
+    files = FileWeights({key: path for path in paths for key in files_of(path)})
+    drawn = _Drawn(folder, manifest, rank) if LAYOUT in manifest.files else None
+    ties: Mapping[str, str] = manifest.ties
+
+    def read(name: str) -> torch.Tensor:
+        name = ties.get(name, name)
+        if drawn is not None and name in drawn.tensors:
+            return drawn.read(name)
+        _fits(name, manifest.tensors.get(name), files)
+        return files.read(name)
+
+    return read
+
+
+def _fits(name: str, spec: TensorSpec | None, files: FileWeights) -> None:
+    """Raise CheckpointError if a tensor of a file is not as the manifest says; the module checks those it omits."""
+    found = files.shape(name), dtype_name(files.dtype(name))
+    if spec is not None and found != (spec.local_shape, spec.dtype):
+        wanted = f"{spec.dtype}{list(spec.local_shape)}"
+        raise CheckpointError(f"`{name}` is {found[1]}{list(found[0])} in its file, not {wanted}")
+
+
+class _Drawn:
+    """Parameters drawn from a seed and their names."""
+
+    def __init__(self, folder: Path, manifest: Manifest, rank: int) -> None:
+        layout = Index.from_json(checked_text(folder, manifest, LAYOUT), LAYOUT)
+        self.tensors, self._file, self._seed = layout.tensors, layout.ranks[rank], manifest.seed
+        self._dtypes = {name: getattr(torch, spec.dtype) for name, spec in manifest.tensors.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        """The rank's part; the whole parameter is drawn for it."""
+        whole = draw(name, self.tensors[name].shape, self._seed)
+        parts = self.tensors[name].files[self._file]
+        return read_parts(TensorWeights({name: whole}), name, parts, self._dtypes[name])
+
+
+def draw(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """A whole parameter, in float32: normal numbers from a stream that depends on the seed and the name alone."""
+    stream = stream_seed(seed, list(name.encode()))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(stream)).mul_(DEVIATION)
