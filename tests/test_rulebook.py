@@ -13,7 +13,7 @@ from fxpar.errors import FxparError, PlanError, RuleError, Violations
 from fxpar.plan import Plan
 from fxpar.rulebook import Rulebook
 
-FILES = "files of rules are axes.yaml, ops/*.yaml, splits/default.yaml, splits/whole_sequence.yaml"
+FILES = f"files of rules are {', '.join(rulebook.KNOWN)}"
 LINEAR = '- op: aten.linear.default\n  equation: "n i, o i, o? -> n o"\n  sum: [i]\n  terms: [bias]\n'
 
 
