@@ -39,7 +39,7 @@ def infer_axes(
         model = found.build()
     rulebook = Rulebook.load(rules, plan)
     over = _over(rulebook, plan) if plan else {}
-    return census(capture(model, args, kwargs), rulebook.ops, rulebook.names, over)
+    return census(capture(model, args, kwargs), rulebook.ops, rulebook.names, over, rulebook.composites)
 
 
 def _over(rulebook: Rulebook, plan: Plan) -> dict[str, dict[str, int]]:

@@ -92,7 +92,15 @@ def split(program: Program, plan: Plan, *, source: str = "", clock: Clock | None
 def _sharded(program: Program, plan: Plan, rulebook: Rulebook) -> tuple[Sharded, Plan]:
     plan = plan.resolve(_batch_size(program))
     timed = {TIME: plan.microbatches} if plan.microbatches and plan.microbatches > 1 else {}
-    sharded = shard(program, plan.mesh, rulebook.table(plan), rulebook.ops, rulebook.names, timed=timed)
+    sharded = shard(
+        program,
+        plan.mesh,
+        rulebook.table(plan),
+        rulebook.ops,
+        rulebook.names,
+        composites=rulebook.composites,
+        timed=timed,
+    )
     return sharded, plan
 
 

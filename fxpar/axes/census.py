@@ -16,6 +16,7 @@ from torch import fx
 
 from fxpar.axes import infer, naming
 from fxpar.axes.columns import aligned, numbers, size_text
+from fxpar.axes.composite import Composite
 from fxpar.axes.factor import Factor, leaves, text
 from fxpar.axes.oprule import OpRule
 from fxpar.capture.program import Program
@@ -125,11 +126,12 @@ def census(
     ops: Mapping[str, OpRule],
     names: Sequence[naming.NamingRule],
     over: Mapping[str, Over] | None = None,
+    composites: Sequence[Composite] = (),
 ) -> Census:
     """Count the axes of a captured program. `over` says what a plan divides each axis over, as ranks by mesh dim."""
     found = infer.infer(program.graph, ops)
     tensors = [n for n in program.graph.find_nodes(op="placeholder") if _is_tensor(n)]
-    named = naming.name(found, [n for n in tensors if n.meta["kind"] == "input"], names)
+    named = naming.name(found, [n for n in tensors if n.meta["kind"] == "input"], names, composites)
     counted = _Count(found, named, [n for n in tensors if n.meta["kind"] == "parameter"])
     axes = [axis for axis in dict.fromkeys(rule.axis for rule in names) if axis in counted.instances]
     return Census(

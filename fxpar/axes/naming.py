@@ -11,10 +11,14 @@ from pathlib import Path
 from torch import fx
 
 from fxpar import yamlfile
+from fxpar.axes import composite
 from fxpar.axes.factor import Dim, Factor, leaves, resolve
 from fxpar.axes.infer import Inference
 from fxpar.axes.links import Links
 from fxpar.errors import Place, RuleError
+
+#: How a dimension is seen that a weight makes.
+MADE_BY_WEIGHT = "linear.out"
 
 FIELDS = ("axis", "seen", "any", "unseen", "at_least", "extends")
 
@@ -93,8 +97,13 @@ class Naming:
         return self.axis(factor) or str(factor.size)
 
 
-def name(found: Inference, inputs: Iterable[fx.Node], rules: Iterable[NamingRule]) -> Naming:
-    """Give names to factors, from what was seen of them at every node."""
+def name(
+    found: Inference,
+    inputs: Iterable[fx.Node],
+    rules: Iterable[NamingRule],
+    composites: Iterable[composite.Composite] = (),
+) -> Naming:
+    """Give names to factors, from what was seen of them at every node and at composites of several nodes."""
     seen: dict[Factor, dict[str, fx.Node]] = defaultdict(dict)
     dependent = _dependent(found, inputs)
     for node in inputs:
@@ -108,6 +117,9 @@ def name(found: Inference, inputs: Iterable[fx.Node], rules: Iterable[NamingRule
                 seen[factor].setdefault(label + suffix, node)
                 if position == 0:
                     seen[factor].setdefault(f"{label}.major{suffix}", node)
+    by_weight = {factor for factor, labels in seen.items() if MADE_BY_WEIGHT in labels}
+    for node, label, factor in composite.sightings(found, composites, by_weight):
+        seen[factor].setdefault(label, node)
     ordered = list(rules)
     named = {}
     for factor, sightings in seen.items():

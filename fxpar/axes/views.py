@@ -111,18 +111,26 @@ def split(call: Call) -> Links:
 
 
 def cat(call: Call) -> Links:
-    """The outputs' dim is the concatenation of the operands'; empty operands do not count."""
+    """The outputs' dim is the concatenation of the operands'; empty operands do not count.
+
+    Where no gradient flows it is a new dim instead, of which nothing is learned: ids that were shifted by one are as
+    long as the sequence, and must not break it into its first and its other positions.
+    """
     operands = [dims for _, dims in call.operands if len(dims) == len(call.shapes[0])]
     at = call.axis(rank=len(call.shapes[0]))
     for dims in operands[1:]:
         for i, dim in enumerate(dims):
             if i != at:
                 unify(operands[0][i], dim)
+    known = call.node.meta.get("grad", True)
+    skip = () if known else (at,)
     ins = [
-        kept_dims(dims) if len(dims) == len(call.shapes[0]) else [()] * len(dims) for _, dims in call.operands
+        kept_dims(dims, skip) if len(dims) == len(call.shapes[0]) else [()] * len(dims)
+        for _, dims in call.operands
     ]
     out = list(kept_dims(operands[0]))
-    out[at] = piece(f"d{at}", concatenation(dims[at] for dims in operands))
+    joined = concatenation(dims[at] for dims in operands)
+    out[at] = piece(f"d{at}", joined) if known else whole(size_of(joined), at)
     return call.links(ins, [out])
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from fxpar.axes import infer, naming, oprule
+from fxpar.axes.composite import Composite
 from fxpar.axes.factor import resolve, text
 from fxpar.axes.links import Dims
 from fxpar.capture.program import Program
@@ -32,6 +33,7 @@ def shard(
     ops: Mapping[str, oprule.OpRule],
     names: Sequence[naming.NamingRule],
     *,
+    composites: Sequence[Composite] = (),
     timed: Mapping[str, int] | None = None,
 ) -> Sharded:
     """Split a program over a mesh by a table of splits.
@@ -43,7 +45,7 @@ def shard(
     inputs = [
         n for n in program.graph.find_nodes(op="placeholder") if n.meta["kind"] == "input" and _is_tensor(n)
     ]
-    named = naming.name(found, inputs, names)
+    named = naming.name(found, inputs, names, composites)
     mesh, table = cut_mesh(mesh, table, named)
     sizes = {m: s for m, s in {**mesh.sizes, **(timed or {})}.items() if s > 1 and m in _used(table)}
     lazy = lazy_nodes(program.graph)
