@@ -80,14 +80,15 @@ def write(
 
 
 def _indexes(product: Product, with_weights: bool) -> tuple[Index, Index]:
-    """The index of what comes from the weights, and that of all else."""
-    kind, persistent = kinds(product), product.program.persistent
-    chosen = [
-        [name for name in names if name in persistent and (with_weights or kind[name] == "parameter")]
-        for names in held(product)
-    ]
-    rest = [[name for name in names if name not in mine] for names, mine in zip(held(product), chosen)]
-    return index(product, chosen, "model"), index(product, rest, "buffers")
+    """The index of what a checkpoint holds, and that of what has to be written besides.
+
+    Without weights parameters will be drawn, but buffers keep the values that the model was built with.
+    """
+    kind, persistent, names = kinds(product), product.program.persistent, held(product)
+    lasting = [[name for name in stage if name in persistent] for stage in names]
+    given = persistent if with_weights else {name for name in persistent if kind[name] == "parameter"}
+    besides = [[name for name in stage if name not in given] for stage in names]
+    return index(product, lasting, "model"), index(product, besides, "buffers")
 
 
 def _fitting(product: Product, model: Index, weights: Weights) -> Weights:

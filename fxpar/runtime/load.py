@@ -86,9 +86,10 @@ def _reader(folder: Path, manifest: Manifest, rank: int) -> Read:
 
     def read(name: str) -> torch.Tensor:
         name = ties.get(name, name)
-        if drawn is not None and name in drawn.tensors:
+        spec = manifest.tensors.get(name)
+        if drawn is not None and spec is not None and spec.kind == "parameter":
             return drawn.read(name)
-        _fits(name, manifest.tensors.get(name), files)
+        _fits(name, spec, files)
         return files.read(name)
 
     return read

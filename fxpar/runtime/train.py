@@ -1,0 +1,158 @@
+"""What the run.py of a partition does: train it for some steps, or evaluate it, on all ranks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torch.distributed as dist
+
+from fxpar.emit.staging import check_target
+from fxpar.errors import RankError
+from fxpar.runtime.batches import Batch, batches
+from fxpar.runtime.groups import Groups, alone
+from fxpar.runtime.load import load
+from fxpar.runtime.manifest import Manifest
+from fxpar.runtime.processes import connect
+from fxpar.runtime.rank import Rank
+from fxpar.runtime.save import save
+from fxpar.runtime.together import USED_WRONGLY, World
+
+EPILOG = """\b
+Examples:
+  torchrun --nproc-per-node 4 out/run.py
+  torchrun --nproc-per-node 4 out/run.py --steps 100 --lr 3e-4 --batch a.safetensors --batch b.safetensors
+  torchrun --nproc-per-node 4 out/run.py --evaluate --json
+  torchrun --nproc-per-node 4 out/run.py --steps 10 --clip 1.0 --save checkpoint
+"""
+
+
+def main(folder: Path, arguments: Sequence[str] | None = None) -> None:
+    """Run the partition in a folder, with options from the command line; ends the process where something fails.
+
+    Started by torchrun, with as many processes as the mesh has ranks, or by itself for one rank. All ranks fail
+    together: the first error is printed once, with its rank.
+    """
+    world = World.of_environment()
+    try:
+        options = _command.main(arguments, prog_name="run.py", standalone_mode=False)
+    except click.ClickException as error:
+        with world.together(f"rank {world.rank}"):
+            raise RankError(error.format_message(), details=["--help lists the options"]) from error
+    except click.Abort:
+        sys.exit(USED_WRONGLY)
+    if isinstance(options, dict):
+        run(Path(folder), World(world.rank, world.size, world.local_rank, options["timeout"]), options)
+
+
+@click.command(epilog=EPILOG)
+@click.option("--steps", type=click.IntRange(min=0), default=3, show_default=True, help="Steps of training.")
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="The learning rate of AdamW.")
+@click.option("--clip", type=float, help="Scale gradients so that their global norm is at most this.")
+@click.option(
+    "--batch",
+    "files",
+    multiple=True,
+    metavar="FILE",
+    help="A batch: a .safetensors or .npz file with tensors by input name. Several are taken in turn. "
+    "Without any, the example that the model was captured with.",
+)
+@click.option("--evaluate", is_flag=True, help="Run forward only, once for each batch.")
+@click.option("--save", "target", metavar="DIR", help="Write the trained parameters to a new folder.")
+@click.option("--device", metavar="TYPE", help="cpu, or a type of accelerator. Default: the accelerator.")
+@click.option("--timeout", type=float, default=120.0, show_default=True, help="Seconds to wait for a rank.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line.")
+def _command(**options: Any) -> dict[str, Any]:
+    """Train this partition for some steps, or evaluate it. One rank prints the loss of each step."""
+    return options
+
+
+def run(folder: Path, world: World, options: dict[str, Any]) -> None:
+    """Run a partition in this process of a world; see `main`."""
+    with world.together(f"rank {world.rank}"):
+        manifest = Manifest.read(folder)
+        _check_world(manifest, world, folder)
+    with world.together(rank_name(manifest, world.rank)):
+        if options["target"] and world.rank == 0:
+            check_target(Path(options["target"]))
+        given = batches(folder, manifest, options["files"])
+        device = world.device(options["device"])
+        groups = _groups(manifest, world, device)
+        rank = load(folder, groups, device)
+        (_evaluate if options["evaluate"] else _train)(rank, given, options)
+        if options["target"]:
+            save(rank, folder, Path(options["target"]))
+        groups.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def rank_name(manifest: Manifest, rank: int) -> str:
+    """What a rank is called in a message: `rank 3 (stage 1, tp 1)`."""
+    spot = manifest.grid.coordinate(rank)
+    words = [f"stage {spot.get('pp', 0)}"]
+    words += [f"{dim} {at}" for dim, at in spot.items() if manifest.mesh[dim] > 1 and dim != "pp"]
+    return f"rank {rank} ({', '.join(words)})"
+
+
+def _check_world(manifest: Manifest, world: World, folder: Path) -> None:
+    """Raise RankError unless there are as many processes as ranks."""
+    ranks = manifest.grid.world
+    if world.size != ranks:
+        mesh = " x ".join(f"{dim} {size}" for dim, size in manifest.mesh.items() if size > 1) or "one rank"
+        run = "1 process runs" if world.size == 1 else f"{world.size} processes run"
+        raise RankError(
+            f"this partition is for {ranks} ranks ({mesh}), but {run}",
+            details=[f"torchrun --nproc-per-node {ranks} {folder.name}/run.py"],
+        )
+
+
+def _groups(manifest: Manifest, world: World, device: torch.device) -> Groups:
+    if world.size == 1:
+        return alone(manifest.grid)
+    world.connect(device)
+    return connect(manifest.grid, manifest.groups, device=device, timeout=world.timeout)
+
+
+def _train(rank: Rank, given: list[Batch], options: dict[str, Any]) -> None:
+    if rank.manifest.loss is None:
+        raise RankError("the model has no loss to train on", details=["--evaluate runs it forward"])
+    learning = [parameter for parameter in rank.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=options["lr"]) if learning else None
+    for step in range(options["steps"]):
+        rank.zero_grad()
+        loss = rank.step(given[step % len(given)])
+        clip = options["clip"]
+        norm = rank.clip_gradients_(clip) if clip is not None else rank.gradient_norm()
+        if optimizer is not None:
+            optimizer.step()
+        _say(rank, options, step=step + 1, loss=loss.item(), gradient_norm=norm.item())
+
+
+def _evaluate(rank: Rank, given: list[Batch], options: dict[str, Any]) -> None:
+    for number, batch in enumerate(given, 1):
+        loss, _ = rank.evaluate(batch)
+        outputs = {
+            spec.name: f"{spec.dtype}{list(spec.shape)}" for spec in rank.manifest.outputs if spec.dtype
+        }
+        told = {"loss": loss.item()} if loss is not None else {"outputs": outputs}
+        _say(rank, options, batch=number, **told)
+
+
+def _say(rank: Rank, options: dict[str, Any], **values: Any) -> None:
+    """Print a line, on one rank only."""
+    if rank.groups.rank:
+        return
+    words = (f"{key.replace('_', ' ')} {_word(value)}" for key, value in values.items())
+    click.echo(json.dumps(values) if options["as_json"] else "  ".join(words))
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {each}" for key, each in value.items())
+    return f"{value:.6f}" if isinstance(value, float) else str(value)
