@@ -1,0 +1,111 @@
+"""What is verified: a partition with the whole model, its weights and a batch; in memory, or from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxpar.again import precision
+from fxpar.capture.arguments import arguments
+from fxpar.capture.capture import capture
+from fxpar.capture.tree import flatten
+from fxpar.checkpoint.weights import Weights
+from fxpar.errors import PlanError
+from fxpar.partition import Partition, split
+from fxpar.parts import ModelWeights, reader
+from fxpar.plan import Plan
+from fxpar.runtime.assemble import assemble
+from fxpar.runtime.groups import Groups
+from fxpar.runtime.load import load
+from fxpar.runtime.rank import Rank
+from fxpar.verify.reference import Reference, compute
+
+
+@dataclass
+class Subject:
+    """A partition, and the model that it was made of. With a `folder` the ranks are loaded from there."""
+
+    partition: Partition
+    model: nn.Module
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    weights: Weights
+    """The whole tensors by their first names."""
+    folder: Path | None = None
+    exact: bool = False
+    """Whether the model was captured in float64 throughout, and is to be run so."""
+
+    @property
+    def batch(self) -> dict[str, torch.Tensor]:
+        """The tensors of the batch by the names of the model's inputs."""
+        named = arguments(self.model, self.args, self.kwargs)
+        leaves = (leaf for name, value in named.items() for leaf in flatten(name, value))
+        return {name: value for name, value in leaves if isinstance(value, torch.Tensor)}
+
+    def reference(self, device: torch.device | str = "cpu") -> Reference:
+        """What the whole model gives."""
+        manifest = self.partition.manifest
+        with precision(self.exact):
+            return compute(self.model, self.args, self.kwargs, self.weights, manifest, device=device)
+
+    def rank(self, groups: Groups, device: torch.device | str = "cpu") -> Rank:
+        """The rank that `groups` belong to."""
+        if self.folder is not None:
+            return load(self.folder, groups, device)
+        read = reader(self.partition, groups.rank, self.weights)
+        return assemble(self.partition.manifest, self.partition.texts, groups, read, device=device)
+
+
+def subject(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    plan: Plan,
+    *,
+    weights: Weights | None = None,
+    source: str = "",
+) -> Subject:
+    """Capture and split a model, float64 models in float64 throughout. Raises as `capture` and `split`, and PlanError
+    for a model that draws random numbers: no two layouts draw the same.
+    """
+    exact = is_float64(model)
+    with precision(exact):
+        program = capture(model, args, kwargs)
+    partition = split(program, plan, source=source)
+    check_repeatable(partition)
+    return Subject(partition, model, args, kwargs, ModelWeights(program, weights), exact=exact)
+
+
+def is_float64(model: nn.Module) -> bool:
+    """Whether all floating-point parameters of a model are float64."""
+    return {p.dtype for p in model.parameters() if p.is_floating_point()} == {torch.float64}
+
+
+def check_repeatable(partition: Partition) -> None:
+    """Raise PlanError for a partition that draws random numbers, naming where."""
+    if not partition.manifest.random:
+        return
+    raise PlanError(
+        "a model that draws random numbers cannot be held against the whole one",
+        details=[
+            *_random_places(partition),
+            "verify it in eval mode (model.eval(), --eval), or build it with a dropout of 0",
+        ],
+    )
+
+
+def _random_places(partition: Partition) -> list[str]:
+    """The first module that draws, and how many more there are."""
+    drawing = [
+        node
+        for node in partition.sharded.graph.nodes
+        if any(argument.name == "seed" for argument in node.all_input_nodes)
+    ]
+    places = list(dict.fromkeys(node.meta.get("module") or "the model" for node in drawing))
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    return [f"{places[0]} ({drawing[0].meta.get('source')}){more}"] if places else []

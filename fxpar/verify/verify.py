@@ -1,0 +1,100 @@
+"""`fxpar.verify`: is a partition the model? Of a module and a plan, of a model's text and a plan, or of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxpar.capture import source as sources
+from fxpar.errors import PlanError
+from fxpar.plan import Plan
+from fxpar.verify.processes import TIMEOUT, verify_processes
+from fxpar.verify.report import Report
+from fxpar.verify.simulated import verify_simulated
+from fxpar.verify.subject import Subject, subject
+
+
+def verify(
+    model: nn.Module | str | Path,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    plan: Plan | None = None,
+    simulate: bool = False,
+    inputs: Sequence[str] = (),
+    evaluate: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    timeout: float = TIMEOUT,
+) -> Report:
+    """Run every rank of a partition for one step and hold it against the whole model.
+
+    Compared are the loss, every gradient and their norm, all parameters and buffers after a step of AdamW, and the
+    outputs. `model` is a module with the batch `args` and `kwargs`, or a text that names one; both need a `plan`. Or it
+    is a folder that `fxpar partition` wrote, whose modules and files are then loaded as they are. A model without a
+    loss is given one: all floating-point outputs, with fixed random weights.
+
+    With `simulate` all ranks run in this process, on the CPU; else one process a rank is started here, over gloo or, on
+    accelerators (`device`), NCCL; a collective that takes longer than `timeout` seconds fails. `inputs` describe the
+    batch of a model that is named by a text, `dtype` is the one that it is built in, and `evaluate` puts it into eval
+    mode. Float64 models are compared in float64 throughout, also where their code asks for float32.
+
+    Raises what the passes raise, PlanError for models that draw random numbers, RankError for a rank that fails.
+    """
+    found = _subject(model, args, kwargs, plan, inputs, evaluate, dtype)
+    if simulate:
+        return verify_simulated(found)
+    return verify_processes(found, device=device, timeout=timeout)
+
+
+def _subject(
+    model: nn.Module | str | Path,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    plan: Plan | None,
+    inputs: Sequence[str],
+    evaluate: bool,
+    dtype: torch.dtype | None,
+) -> Subject:
+    if not isinstance(model, nn.Module) and (Path(model) / "manifest.json").is_file():
+        from fxpar.verify.folder import folder_subject
+
+        if plan is not None:
+            raise PlanError(
+                f"{model} has its own plan", details=["verify the model instead, or leave the plan out"]
+            )
+        return folder_subject(Path(model))
+    if plan is None:
+        raise PlanError(
+            "a model is verified with a plan", details=["fxpar.verify(..., plan=fxpar.Plan(tp=2))"]
+        )
+    if isinstance(model, nn.Module):
+        return subject(model, args, kwargs or {}, plan)
+    return named_subject(str(model), plan, inputs, evaluate=evaluate, dtype=dtype)
+
+
+def named_subject(
+    text: str, plan: Plan, inputs: Sequence[str], *, evaluate: bool = False, dtype: torch.dtype | None = None
+) -> Subject:
+    """A model by its text, with its own weights, or weights drawn from the plan's seed where it has none."""
+    source = sources.find(text)
+    example = source.example(inputs)
+    model = source.build(dtype=dtype)
+    weights = source.weights(model)
+    if weights is None:
+        model = source.build(real=True, seed=plan.seed, dtype=dtype)
+    model.train(not evaluate)
+    args, kwargs = pytree.tree_map(partial(_cast, dtype), (example.args, dict(example.kwargs)))
+    return subject(model, args, kwargs, plan, weights=weights, source=text)
+
+
+def _cast(dtype: torch.dtype | None, leaf: Any) -> Any:
+    """A floating-point input in the dtype of the model."""
+    floating = isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+    return leaf.to(dtype) if floating and dtype is not None else leaf
