@@ -1,6 +1,6 @@
 """Bring ops into one form and drop those that compute nothing.
 
-to.dtype(x, its own dtype), alias, lift_fresh_copy, dropout(x, p, False)  ->  x
+to.dtype(x, its own dtype), alias, lift_fresh_copy, dropout(x, p, False), dropout(x, 0, True)  ->  x
 to.device(x, cpu, dtype), to.dtype_layout(x, dtype=...), type_as          ->  to.dtype(x, dtype)
 view(x, [-1, 64]), reshape(x, [-1, 64])                                  ->  reshape(x, [16, 64])
 arange(8, device=cpu, pin_memory=False)                                  ->  arange(8), meta["creates"]
@@ -72,7 +72,7 @@ def _is_identity(node: fx.Node) -> bool:
     if is_op(node, *_IDENTITIES):
         return True
     if is_op(node, *_DROPOUTS):
-        return node.args[2] is False
+        return node.args[2] is False or node.args[1] == 0
     if is_op(node, *_CASTS):
         source = node.args[0]
         return isinstance(source, fx.Node) and source.meta["val"].dtype == node.meta["val"].dtype

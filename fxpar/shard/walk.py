@@ -92,11 +92,15 @@ def produced(node: fx.Node, links: Links, split: Split, meaning: str) -> tuple[P
 
 
 def _stays_partial(node: fx.Node, links: Links, states: list[Placement | None]) -> bool:
-    """Partial in, Partial out: linear ops, and sums of which every term is Partial."""
+    """Partial in, Partial out: linear ops, and sums of Partial terms that nothing else needs.
+
+    A term that others need is completed for them; then the sum is better made of what is complete.
+    """
     if not states or any(state is not PARTIAL for state in states):
         return False
     if links.terms and len(states) > 1:
-        return len({tuple(n.meta["val"].shape) for n in links.operands}) == 1
+        alike = len({tuple(n.meta["val"].shape) for n in links.operands}) == 1
+        return alike and all(len(n.users) == 1 for n in links.operands)
     return links.linear and _not_narrower(node, links)
 
 
