@@ -6,11 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from fxpar import origin
 from fxpar.axes.census import Census, census
 from fxpar.capture import source
 from fxpar.capture.capture import capture
+from fxpar.checkpoint.weights import Weights
+from fxpar.emit import folder
+from fxpar.emit.staging import check_target
+from fxpar.partition import Clock, Partition, split
 from fxpar.plan import Plan
 from fxpar.rulebook import Rulebook
 
@@ -40,6 +46,50 @@ def infer_axes(
     rulebook = Rulebook.load(rules, plan)
     over = _over(rulebook, plan) if plan else {}
     return census(capture(model, args, kwargs), rulebook.ops, rulebook.names, over, rulebook.composites)
+
+
+def partition(
+    model: nn.Module | str,
+    plan: Plan,
+    inputs: Any = None,
+    out: str | Path | None = None,
+    *,
+    weights: Weights | bool = True,
+    dtype: torch.dtype | str | None = None,
+    training: bool = True,
+    force: bool = False,
+) -> Partition:
+    """Split a model by a plan and, with `out`, write the folder that torchrun runs.
+
+    `model` is a text as `fxpar.capture.source.find` reads it, built in `dtype` and in train or eval mode, with its own
+    example inputs unless `inputs` describes them (`["input_ids:int64[2,128]<32000"]`); or a module, which is taken as
+    it is, with example `inputs` (a dict, a tuple or a tensor). `weights` True are the model's own, False are none.
+    An existing folder of fxpar's is replaced only with `force`, when everything is written. Raises a FxparError of
+    the pass that failed; then nothing is written.
+    """
+    if out is not None:
+        check_target(Path(out), force)
+    weights = weights if out is not None else False
+    clock = Clock()
+    with clock.measure("capture"):
+        if isinstance(model, str):
+            found = origin.of_source(
+                source.find(model),
+                inputs or (),
+                dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
+                training=training,
+                weights=weights,
+                seed=plan.seed,
+            )
+        else:
+            found = origin.of_module(model, inputs, weights=weights)
+    made = split(found.program, plan, source=found.text, clock=clock)
+    if out is not None:
+        with clock.measure("write"):
+            made.manifest = folder.write(
+                made, out, found.weights, force, example=found.example, companions=found.companions
+            )
+    return made
 
 
 def _over(rulebook: Rulebook, plan: Plan) -> dict[str, dict[str, int]]:

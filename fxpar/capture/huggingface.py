@@ -20,6 +20,19 @@ from fxpar.errors import ModelError
 
 #: Sizes of example inputs: sequences, and tokens of the longest of them.
 BATCH, LENGTH = 4, 128
+#: What is copied beside the weights of a partition.
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "*tokenizer*",
+    "*token*.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "*processor_config.json",
+)
 #: Height and width of images for models that take any.
 IMAGE = 224
 
@@ -96,6 +109,11 @@ class FolderSource(Source):
         from fxpar.capture.hfweights import FolderWeights
 
         return FolderWeights(self.folder, model)
+
+    def companions(self) -> list[Path]:
+        """The configuration, and the files of the tokenizer and of the processor of inputs."""
+        found = {path for pattern in COMPANIONS for path in self.folder.glob(pattern)}
+        return sorted(path for path in found if path.is_file())
 
 
 def model_class(config: Any, folder: Path) -> Any:

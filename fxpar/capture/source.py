@@ -54,6 +54,10 @@ class Source(ABC):
         """The weights that come with the source, by the names of `model`; None if there are none."""
         return None
 
+    def companions(self) -> list[Path]:
+        """Files that whoever uses the model needs beside its weights: its configuration, its tokenizer."""
+        return []
+
 
 def find(text: str) -> Source:
     """Find a model by its text. Nothing is run or built yet. Raises ModelError for a text that names nothing."""

@@ -19,6 +19,8 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from fxpar.errors import FxparError, RankError
 
@@ -39,14 +41,14 @@ class World:
     @staticmethod
     def of_environment(timeout: float = 120.0) -> World:
         """What torchrun set in the environment."""
-        values = [int(os.environ.get(name, default)) for name, default in _ENVIRONMENT.items()]
-        return World(*values, timeout)
+        rank, size, local_rank = (int(os.environ.get(key, alone)) for key, alone in _ENVIRONMENT.items())
+        return World(rank, size, local_rank, timeout)
 
     @cached_property
-    def store(self) -> dist.Store:
+    def store(self) -> Store:
         """The store that all processes share."""
-        given = dist.rendezvous("env://", timeout=timedelta(seconds=self.timeout))  # type: ignore[no-untyped-call]
-        return dist.PrefixStore("fxpar", next(iter(given))[0])
+        given = rendezvous("env://", timeout=timedelta(seconds=self.timeout))
+        return PrefixStore("fxpar", next(iter(given))[0])
 
     def device(self, name: str | None = None) -> torch.device:
         """The device of this process: of the named type, else the accelerator if there is one, else the CPU.

@@ -1,0 +1,162 @@
+"""What `fxpar partition` says of its result: a table of stages, and the same as plain data."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from math import prod
+from typing import Any
+
+from fxpar.axes.columns import aligned, size_text
+from fxpar.emit.product import Product
+from fxpar.pipeline.cost import flops
+from fxpar.pipeline.stages import Stage
+from fxpar.shard.placement import Shard
+
+_NUMBERED = re.compile(r"(.*?)\.?(\d+)(\..*)?")
+
+
+def summary(product: Product, files: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """What a partition is, as plain data. `files` are those that were written, with their bytes."""
+    manifest = product.manifest
+    return {
+        "model": manifest.source,
+        "hash": manifest.hash,
+        "mesh": dict(manifest.mesh),
+        "schedule": manifest.schedule,
+        "microbatches": manifest.microbatches,
+        "split_fraction": product.sharded.fraction,
+        "axes": _axes(product),
+        "stages": [_stage(product, stage) for stage in product.stages],
+        "imbalance": product.cuts.imbalance,
+        "notes": list(manifest.notes),
+        "files": dict(files or {}),
+        "seconds": dict(product.seconds),
+    }
+
+
+def _axes(product: Product) -> list[dict[str, Any]]:
+    """The rows of the table that this mesh splits something over, with the parameters they split."""
+    sizes = product.manifest.mesh
+    found = []
+    for axis, row in product.sharded.table.items():
+        over = [dim for dim in row.over if sizes.get(dim, 1) > 1]
+        if over:
+            found.append({"axis": axis, "over": over, "parameters": _split_by(product, axis)})
+    return found
+
+
+def _split_by(product: Product, axis: str) -> int:
+    naming, specs = product.sharded.naming, product.manifest.tensors
+    return sum(
+        any(isinstance(s, Shard) and naming.axis(s.factor) == axis for s in laid.held.values())
+        for name, laid in product.sharded.tensors.items()
+        if name in specs and specs[name].kind == "parameter"
+    )
+
+
+def _stage(product: Product, stage: Stage) -> dict[str, Any]:
+    tensors = product.manifest.tensors
+    sent = product.cuts.sent_bytes
+    return {
+        "stage": stage.index,
+        "modules": _modules(stage),
+        "parameters": sum(prod(tensors[name].shape) for name in stage.parameters()),
+        "bytes_per_rank": stage.parameter_bytes,
+        "flops_per_rank": sum(flops(node) for node in stage.graph.nodes if node.op == "call_function"),
+        "sent_bytes": sent[stage.index] if stage.index < len(sent) else 0,
+    }
+
+
+def _modules(stage: Stage) -> list[str]:
+    """The modules of a stage that hold parameters, in few words: `blocks.0-5`, and `embeddings` for its parts."""
+    paths = [name.rpartition(".")[0] for name in stage.parameters()]
+    layers = [match for path in paths if (match := _NUMBERED.fullmatch(path))]
+    above = {stem for match in layers for stem in _ancestors(match[1])}
+    alone = Counter(path.rpartition(".")[0] for path in dict.fromkeys(paths) if not _NUMBERED.fullmatch(path))
+    several = {parent for parent, count in alone.items() if parent and count > 1 and parent not in above}
+    short = dict.fromkeys(_shortened(path, several) for path in paths)
+    return list(_ranges(path for path in short if path))
+
+
+def _ancestors(path: str) -> Iterable[str]:
+    parts = path.split(".")
+    return (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+
+
+def _shortened(path: str, several: Collection[str]) -> str:
+    """The layer that a module belongs to, or its parent where that has several such modules."""
+    if match := _NUMBERED.fullmatch(path):
+        return f"{match[1]}.{match[2]}"
+    parent = path.rpartition(".")[0]
+    return parent if parent in several else path
+
+
+def _ranges(paths: Iterable[str]) -> Iterable[str]:
+    run: tuple[str, int, int] | None = None
+    for path in paths:
+        stem, _, last = path.rpartition(".")
+        number = int(last) if last.isdecimal() else -1
+        if run and number == run[2] + 1 and stem == run[0]:
+            run = (stem, run[1], number)
+            continue
+        if run:
+            yield _range(run)
+        run = (stem, number, number) if number >= 0 else None
+        if run is None:
+            yield path
+    if run:
+        yield _range(run)
+
+
+def _range(run: tuple[str, int, int]) -> str:
+    stem, first, last = run
+    return f"{stem}.{first}" if first == last else f"{stem}.{first}-{last}"
+
+
+def text(data: Mapping[str, Any]) -> str:
+    """What a summary says, for people."""
+    mesh = " x ".join(f"{dim} {size}" for dim, size in data["mesh"].items() if size > 1) or "one rank"
+    batches = f", {data['microbatches']} microbatches, {data['schedule']}" if data["microbatches"] > 1 else ""
+    blocks = [f"{data['model'] or 'model'}: {mesh}{batches}"]
+    if data["axes"]:
+        blocks.append(_axes_text(data))
+    blocks.append(_stages_text(data))
+    if data["notes"]:
+        blocks.append(
+            "\n".join(["notes", *(f"  {line}" for note in data["notes"] for line in note.splitlines())])
+        )
+    if data["files"]:
+        rows = [[name, size_text(size)] for name, size in data["files"].items()]
+        blocks.append(f"files\n{aligned(rows, '  ')}")
+    return "\n\n".join(blocks)
+
+
+def _axes_text(data: Mapping[str, Any]) -> str:
+    rows = [
+        [row["axis"], " ".join(row["over"]), _count(row["parameters"], "parameter")] for row in data["axes"]
+    ]
+    share = f"{data['split_fraction']:.0%} of the parameters' bytes are split"
+    return f"axes ({share})\n{aligned(rows, '  ')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}" if number else ""
+
+
+def _stages_text(data: Mapping[str, Any]) -> str:
+    head = ["stage", "modules", "parameters", "on a rank", "flops on a rank", "sent"]
+    rows = [
+        [
+            str(stage["stage"]),
+            ", ".join(stage["modules"]),
+            f"{stage['parameters']:,}",
+            size_text(stage["bytes_per_rank"]),
+            f"{stage['flops_per_rank']:.3g}",
+            size_text(stage["sent_bytes"]) if stage["sent_bytes"] else "",
+        ]
+        for stage in data["stages"]
+    ]
+    title = "stages" if len(rows) == 1 else f"stages (the slowest is {data['imbalance']:.0%} above the mean)"
+    return f"{title}\n{aligned([head, *rows], '  ')}"
