@@ -1,35 +1,18 @@
 """What emitted modules call: conversions between placements, lowerings of operators, and groups of ranks."""
 
-from fxpar.runtime.conversions import (
-    all_gather,
-    all_reduce,
-    all_reduce_both,
-    all_to_all,
-    keep_on_first,
-    reduce_scatter,
-    slice,
-    sum_gradient,
-)
-from fxpar.runtime.embedding import embedding
-from fxpar.runtime.groups import Groups
-from fxpar.runtime.loss import count_targets, cross_entropy
-from fxpar.runtime.random import Randomness, dropout, seeded, seeded_call
-
-__all__ = [
-    "Groups",
-    "Randomness",
-    "all_gather",
-    "all_reduce",
-    "all_reduce_both",
-    "all_to_all",
-    "count_targets",
-    "cross_entropy",
-    "dropout",
-    "embedding",
-    "keep_on_first",
-    "reduce_scatter",
-    "seeded",
-    "seeded_call",
-    "slice",
-    "sum_gradient",
-]
+from fxpar.runtime.conversions import all_gather as all_gather
+from fxpar.runtime.conversions import all_reduce as all_reduce
+from fxpar.runtime.conversions import all_reduce_both as all_reduce_both
+from fxpar.runtime.conversions import all_to_all as all_to_all
+from fxpar.runtime.conversions import keep_on_first as keep_on_first
+from fxpar.runtime.conversions import reduce_scatter as reduce_scatter
+from fxpar.runtime.conversions import slice as slice
+from fxpar.runtime.conversions import sum_gradient as sum_gradient
+from fxpar.runtime.embedding import embedding as embedding
+from fxpar.runtime.groups import Groups as Groups
+from fxpar.runtime.loss import count_targets as count_targets
+from fxpar.runtime.loss import cross_entropy as cross_entropy
+from fxpar.runtime.random import Randomness as Randomness
+from fxpar.runtime.random import dropout as dropout
+from fxpar.runtime.random import seeded as seeded
+from fxpar.runtime.random import seeded_call as seeded_call

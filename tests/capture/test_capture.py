@@ -106,15 +106,18 @@ def test_metadata() -> None:
     assert nodes["linear_1"].meta["grad"]
     assert not nodes["zeros"].meta["grad"]
     assert nodes["copy"].meta["update"] == "norm.num_batches_tracked"
-    assert "dropout" in captured().graph.__str__()
 
 
 def test_two_captures_are_the_same_text() -> None:
     assert str(captured().graph) == str(captured().graph)
 
 
-def test_eval_has_no_dropout() -> None:
-    assert "dropout" not in str(captured(Net().eval()).graph)
+def test_dropout_that_drops_nothing_is_gone() -> None:
+    model = Net()
+    assert "dropout" not in str(captured(model).graph)
+    model.drop.p = 0.5
+    assert "dropout" in str(captured(model).graph)
+    assert "dropout" not in str(captured(model.eval()).graph)
 
 
 def test_the_model_is_left_as_it_was() -> None:
