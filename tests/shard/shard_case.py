@@ -159,8 +159,9 @@ class Case:
         for name in parameters:
             gradient = tensors[name].grad
             total = torch.zeros_like(tensors[name]) if gradient is None else gradient
-            for mesh_dim in sharded.tensors[name].reduce:
-                total = groups.group(mesh_dim).all_reduce(total)
+            with groups.counter.phase("gradients"):
+                for mesh_dim in sharded.tensors[name].reduce:
+                    total = groups.group(mesh_dim).all_reduce(total)
             gradients[name] = total
         named = {node.name: value for node, value in values.items()}
         return Rank(outputs, gradients, tensors, named)
