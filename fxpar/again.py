@@ -25,7 +25,7 @@ from fxpar.runtime.manifest import Manifest
 
 @dataclass
 class Again:
-    """A partition as it was made, its model on the meta device, and the batch that it was captured with."""
+    """A partition as it was made, its model, and the batch that it was captured with."""
 
     partition: Partition
     model: nn.Module
@@ -34,8 +34,10 @@ class Again:
     """Whether it was captured in float64 throughout."""
 
 
-def again(folder: Path) -> Again:
+def again(folder: Path, *, real: bool = False) -> Again:
     """Build the model of a folder and split it by the folder's plan; nothing of its weights is read.
+
+    With `real` its tensors have values, drawn under the plan's seed; else its parameters lie on the meta device.
 
     Raises EmitError where the folder does not say what its model is, or the model or fxpar give another partition now.
     """
@@ -45,7 +47,7 @@ def again(folder: Path) -> Again:
             f"{folder} does not say which model it was made of", details=["its manifest has no source"]
         )
     source = sources.find(manifest.source)
-    model = source.build(dtype=_dtype(manifest)).train(manifest.training)
+    model = source.build(real=real, seed=manifest.seed, dtype=_dtype(manifest)).train(manifest.training)
     example = _example(folder, manifest) or source.example()
     plan = Plan.from_yaml(folder / PLAN)
     for exact in (True, False) if _dtype(manifest) == torch.float64 else (False,):

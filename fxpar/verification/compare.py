@@ -14,8 +14,8 @@ from fxpar.checkpoint.weights import Box
 from fxpar.runtime.groups import Groups
 from fxpar.runtime.manifest import Manifest
 from fxpar.runtime.rank import Rank
-from fxpar.verify.objective import OBJECTIVE, Judged, judged
-from fxpar.verify.reference import Reference, relative
+from fxpar.verification.objective import OBJECTIVE, Judged, judged
+from fxpar.verification.reference import Reference, relative
 
 #: The blocks of a tensor that a rank holds, by name.
 BoxesOf = Callable[[str], Sequence[Box]]

@@ -29,12 +29,12 @@ from safetensors.torch import save_file
 
 from fxpar.checkpoint.weights import Box, FileWeights
 from fxpar.emit.folder import write
-from fxpar.errors import RankError
+from fxpar.errors import PlanError, RankError
 from fxpar.parts import boxes
-from fxpar.verify.compare import Findings
-from fxpar.verify.reference import Reference
-from fxpar.verify.report import Report, merge
-from fxpar.verify.subject import Subject
+from fxpar.verification.compare import Findings
+from fxpar.verification.reference import Reference
+from fxpar.verification.report import Report, merge
+from fxpar.verification.subject import Subject
 
 #: Seconds after which a collective that does not end fails.
 TIMEOUT = 120.0
@@ -112,7 +112,7 @@ def verify_all(
     """Verify several partitions of one number of ranks, one after the other in the same processes."""
     worlds = {each.partition.mesh.world for each in subjects}
     if len(worlds) != 1:
-        raise RankError(f"partitions of {sorted(worlds)} ranks cannot share their processes")
+        raise PlanError(f"partitions of {sorted(worlds)} ranks cannot share their processes")
     world = worlds.pop()
     place = device_type(world, device)
     with tempfile.TemporaryDirectory(prefix="fxpar-verify-") as name:
@@ -136,15 +136,15 @@ def _report(subject: Subject, job: Job, reference: Reference) -> Report:
 
 
 def device_type(world: int, device: torch.device | str | None = None) -> str:
-    """The type of device that all ranks run on. Raises RankError if one was asked for and there are too few."""
+    """The type of device that all ranks run on. Raises PlanError if one was asked for and there are too few."""
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     found = torch.accelerator.current_accelerator()
     accelerator = found.type if found is not None and count else "cpu"
     wanted = torch.device(device).type if device is not None else ""
     if wanted and wanted not in ("cpu", accelerator):
-        raise RankError(f"there is no device `{wanted}` here")
+        raise PlanError(f"there is no device `{wanted}` here")
     if wanted not in ("", "cpu") and count < world:
-        raise RankError(f"{world} ranks need {world} devices, and there are {count}")
+        raise PlanError(f"{world} ranks need {world} devices, and there are {count}")
     return wanted or (accelerator if count >= world else "cpu")
 
 
@@ -153,7 +153,7 @@ def launch(folder: Path, jobs: Sequence[Job], world: int, device: str, timeout: 
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     arguments = [str(folder), str(world), device, str(timeout), *(str(job.folder) for job in jobs)]
     with _logs(folder, world) as logs:
-        command = [sys.executable, "-m", "fxpar.verify.worker"]
+        command = [sys.executable, "-m", "fxpar.verification.worker"]
         started = [
             subprocess.Popen([*command, str(rank), *arguments], env=environment, stderr=log, stdout=log)
             for rank, log in enumerate(logs)

@@ -10,8 +10,8 @@ from math import prod
 import torch
 
 from fxpar.runtime.manifest import Manifest, TensorSpec
-from fxpar.verify.compare import Count, Findings
-from fxpar.verify.reference import Reference
+from fxpar.verification.compare import Count, Findings
+from fxpar.verification.reference import Reference
 
 NO_RULE = "no row of the table splits it"
 
@@ -131,7 +131,7 @@ class Report:
 
     def text(self) -> str:
         """The report as a table."""
-        from fxpar.verify.text import report_text
+        from fxpar.verification.text import report_text
 
         return report_text(self)
 

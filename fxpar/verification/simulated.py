@@ -5,9 +5,9 @@ from __future__ import annotations
 from fxpar.parts import boxes
 from fxpar.runtime.groups import Groups
 from fxpar.runtime.lockstep import simulate
-from fxpar.verify.compare import Findings, check
-from fxpar.verify.report import Report, merge
-from fxpar.verify.subject import Subject
+from fxpar.verification.compare import Findings, check
+from fxpar.verification.report import Report, merge
+from fxpar.verification.subject import Subject
 
 
 def verify_simulated(subject: Subject) -> Report:

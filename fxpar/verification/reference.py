@@ -17,7 +17,7 @@ from fxpar.capture.tree import plain
 from fxpar.checkpoint.weights import FileWeights, TensorWeights, Weights
 from fxpar.errors import ModelError
 from fxpar.runtime.manifest import Manifest, dtype_name
-from fxpar.verify.objective import term, total, weight
+from fxpar.verification.objective import term, total, weight
 
 #: The largest relative error that counts as rounding, by the dtype of the parameters; float32 for all others.
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}

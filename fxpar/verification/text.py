@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fxpar.axes.columns import aligned
-from fxpar.verify.compare import Count
-from fxpar.verify.report import Report, Row
+from fxpar.verification.compare import Count
+from fxpar.verification.report import Report, Row
 
 PHASES = ("forward", "backward", "step")
 

@@ -14,10 +14,10 @@ from torch.utils import _pytree as pytree
 from fxpar.capture import source as sources
 from fxpar.errors import PlanError
 from fxpar.plan import Plan
-from fxpar.verify.processes import TIMEOUT, verify_processes
-from fxpar.verify.report import Report
-from fxpar.verify.simulated import verify_simulated
-from fxpar.verify.subject import Subject, subject
+from fxpar.verification.processes import TIMEOUT, verify_processes
+from fxpar.verification.report import Report
+from fxpar.verification.simulated import verify_simulated
+from fxpar.verification.subject import Subject, subject
 
 
 def verify(
@@ -28,7 +28,7 @@ def verify(
     plan: Plan | None = None,
     simulate: bool = False,
     inputs: Sequence[str] = (),
-    evaluate: bool = False,
+    training: bool = True,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     timeout: float = TIMEOUT,
@@ -42,12 +42,12 @@ def verify(
 
     With `simulate` all ranks run in this process, on the CPU; else one process a rank is started here, over gloo or, on
     accelerators (`device`), NCCL; a collective that takes longer than `timeout` seconds fails. `inputs` describe the
-    batch of a model that is named by a text, `dtype` is the one that it is built in, and `evaluate` puts it into eval
-    mode. Float64 models are compared in float64 throughout, also where their code asks for float32.
+    batch of a model that is named by a text, which is built in `dtype`, for `training` or not. Float64 models are
+    compared in float64 throughout, also where their code asks for float32.
 
     Raises what the passes raise, PlanError for models that draw random numbers, RankError for a rank that fails.
     """
-    found = _subject(model, args, kwargs, plan, inputs, evaluate, dtype)
+    found = _subject(model, args, kwargs, plan, inputs, training, dtype)
     if simulate:
         return verify_simulated(found)
     return verify_processes(found, device=device, timeout=timeout)
@@ -59,11 +59,11 @@ def _subject(
     kwargs: Mapping[str, Any] | None,
     plan: Plan | None,
     inputs: Sequence[str],
-    evaluate: bool,
+    training: bool,
     dtype: torch.dtype | None,
 ) -> Subject:
     if not isinstance(model, nn.Module) and (Path(model) / "manifest.json").is_file():
-        from fxpar.verify.folder import folder_subject
+        from fxpar.verification.folder import folder_subject
 
         if plan is not None:
             raise PlanError(
@@ -76,20 +76,17 @@ def _subject(
         )
     if isinstance(model, nn.Module):
         return subject(model, args, kwargs or {}, plan)
-    return named_subject(str(model), plan, inputs, evaluate=evaluate, dtype=dtype)
+    return named_subject(str(model), plan, inputs, training=training, dtype=dtype)
 
 
 def named_subject(
-    text: str, plan: Plan, inputs: Sequence[str], *, evaluate: bool = False, dtype: torch.dtype | None = None
+    text: str, plan: Plan, inputs: Sequence[str], *, training: bool = True, dtype: torch.dtype | None = None
 ) -> Subject:
     """A model by its text, with its own weights, or weights drawn from the plan's seed where it has none."""
     source = sources.find(text)
     example = source.example(inputs)
-    model = source.build(dtype=dtype)
+    model = source.build(real=True, seed=plan.seed, dtype=dtype).train(training)
     weights = source.weights(model)
-    if weights is None:
-        model = source.build(real=True, seed=plan.seed, dtype=dtype)
-    model.train(not evaluate)
     args, kwargs = pytree.tree_map(partial(_cast, dtype), (example.args, dict(example.kwargs)))
     return subject(model, args, kwargs, plan, weights=weights, source=text)
 

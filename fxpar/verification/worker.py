@@ -1,6 +1,6 @@
 """One rank of a verification with real processes.
 
-python -m fxpar.verify.worker RANK FOLDER WORLD DEVICE TIMEOUT JOB...
+python -m fxpar.verification.worker RANK FOLDER WORLD DEVICE TIMEOUT JOB...
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch.distributed as dist
 from fxpar.runtime.load import load
 from fxpar.runtime.manifest import Manifest
 from fxpar.runtime.processes import connect
-from fxpar.verify.compare import check
-from fxpar.verify.processes import Job
-from fxpar.verify.reference import Reference
+from fxpar.verification.compare import check
+from fxpar.verification.processes import Job
+from fxpar.verification.reference import Reference
 
 
 def main(arguments: Sequence[str]) -> None:
