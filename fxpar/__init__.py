@@ -1,1 +1,30 @@
-"""fxpar splits unmodified PyTorch models over device meshes."""
+"""fxpar splits unmodified PyTorch models over device meshes.
+
+import fxpar
+
+plan = fxpar.Plan(tp=2, pp=2)
+report = fxpar.verify(model, kwargs=inputs, plan=plan, simulate=True)
+module = fxpar.parallelize(model, plan, kwargs=inputs)  # under torchrun
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fxpar.plan import Plan
+
+if TYPE_CHECKING:
+    from fxpar.api import infer_axes, load, parallelize, partition, verify
+
+__all__ = ["Plan", "infer_axes", "load", "parallelize", "partition", "verify"]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first asked for."""
+    if name in __all__:
+        from fxpar import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module `fxpar` has no attribute `{name}`")

@@ -16,7 +16,7 @@ from fxpar.capture.capture import capture
 from fxpar.checkpoint.weights import Weights
 from fxpar.emit import folder
 from fxpar.emit.staging import check_target
-from fxpar.partition import Clock, Partition, split
+from fxpar.passes import Clock, Partition, split
 from fxpar.plan import Plan
 from fxpar.rulebook import Rulebook
 
