@@ -17,7 +17,7 @@ from fxpar.capture.example import Example
 from fxpar.capture.precision import Float64
 from fxpar.emit.folder import EXAMPLE, PLAN
 from fxpar.errors import EmitError
-from fxpar.partition import Partition, split
+from fxpar.passes import Partition, split
 from fxpar.plan import Plan
 from fxpar.runtime.batches import batches
 from fxpar.runtime.manifest import Manifest

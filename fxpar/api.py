@@ -16,9 +16,12 @@ from fxpar.capture.capture import capture
 from fxpar.checkpoint.weights import Weights
 from fxpar.emit import folder
 from fxpar.emit.staging import check_target
+from fxpar.parallel import parallelize as parallelize
 from fxpar.passes import Clock, Partition, split
 from fxpar.plan import Plan
 from fxpar.rulebook import Rulebook
+from fxpar.runtime.load import load as load
+from fxpar.verification.run import verify as verify
 
 
 def infer_axes(

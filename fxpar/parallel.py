@@ -12,8 +12,8 @@ from torch import nn
 from fxpar.capture.capture import capture
 from fxpar.checkpoint.weights import Weights
 from fxpar.errors import RankError
-from fxpar.partition import Partition, split
 from fxpar.parts import ModelWeights, reader
+from fxpar.passes import Partition, split
 from fxpar.plan import Plan
 from fxpar.runtime.assemble import assemble
 from fxpar.runtime.groups import Groups, alone

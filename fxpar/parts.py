@@ -8,7 +8,7 @@ import torch
 
 from fxpar.capture.program import Program
 from fxpar.checkpoint.weights import Box, TensorWeights, Weights
-from fxpar.partition import Partition
+from fxpar.passes import Partition
 from fxpar.runtime.assemble import Read
 
 

@@ -11,8 +11,8 @@ from fxpar.again import Again, again
 from fxpar.checkpoint.weights import Box, FileWeights, TensorWeights, files_of
 from fxpar.emit.folder import LAYOUT
 from fxpar.errors import CheckpointError
-from fxpar.partition import Partition
 from fxpar.parts import ModelWeights
+from fxpar.passes import Partition
 from fxpar.runtime.load import draw, inside
 from fxpar.runtime.manifest import Manifest
 from fxpar.shard import boxes as shard_boxes

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxpar.capture import source as sources
+from fxpar.capture.example import Example
 from fxpar.errors import PlanError
 from fxpar.plan import Plan
 from fxpar.verification.processes import TIMEOUT, verify_processes
@@ -41,9 +42,9 @@ def verify(
     loss is given one: all floating-point outputs, with fixed random weights.
 
     With `simulate` all ranks run in this process, on the CPU; else one process a rank is started here, over gloo or, on
-    accelerators (`device`), NCCL; a collective that takes longer than `timeout` seconds fails. `inputs` describe the
-    batch of a model that is named by a text, which is built in `dtype`, for `training` or not. Float64 models are
-    compared in float64 throughout, also where their code asks for float32.
+    accelerators (`device`), NCCL; a collective that takes longer than `timeout` seconds fails. A model that is named by
+    a text is built in `dtype`, for `training` or not; without a batch it is given the one that `inputs` describe, else
+    its own. Float64 models are compared in float64 throughout, also where their code asks for float32.
 
     Raises what the passes raise, PlanError for models that draw random numbers, RankError for a rank that fails.
     """
@@ -76,15 +77,22 @@ def _subject(
         )
     if isinstance(model, nn.Module):
         return subject(model, args, kwargs or {}, plan)
-    return named_subject(str(model), plan, inputs, training=training, dtype=dtype)
+    given = Example(tuple(args), dict(kwargs or {})) if args or kwargs else None
+    return named_subject(str(model), plan, inputs, training=training, dtype=dtype, example=given)
 
 
 def named_subject(
-    text: str, plan: Plan, inputs: Sequence[str], *, training: bool = True, dtype: torch.dtype | None = None
+    text: str,
+    plan: Plan,
+    inputs: Sequence[str] = (),
+    *,
+    training: bool = True,
+    dtype: torch.dtype | None = None,
+    example: Example | None = None,
 ) -> Subject:
     """A model by its text, with its own weights, or weights drawn from the plan's seed where it has none."""
     source = sources.find(text)
-    example = source.example(inputs)
+    example = example or source.example(inputs)
     model = source.build(real=True, seed=plan.seed, dtype=dtype).train(training)
     weights = source.weights(model)
     args, kwargs = pytree.tree_map(partial(_cast, dtype), (example.args, dict(example.kwargs)))

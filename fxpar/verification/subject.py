@@ -16,8 +16,8 @@ from fxpar.capture.capture import capture
 from fxpar.capture.tree import flatten
 from fxpar.checkpoint.weights import Weights
 from fxpar.errors import PlanError
-from fxpar.partition import Partition, split
 from fxpar.parts import ModelWeights, reader
+from fxpar.passes import Partition, split
 from fxpar.plan import Plan
 from fxpar.runtime.assemble import assemble
 from fxpar.runtime.groups import Groups
