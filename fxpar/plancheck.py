@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeAlias
 
 from fxpar.errors import FxparError
@@ -61,7 +62,7 @@ def _splits(node: Node) -> Iterator[FxparError]:
     for axis, value in rows.items():
         names: list[str] = []
         for word in value.one_or_more() if value.value is not None else ():
-            yield from _check(lambda word, axis=axis, names=names: _split(word, axis, names))(word)
+            yield from _check(partial(_split, axis=axis, names=names))(word)
 
 
 def _split(word: Node, axis: str, names: list[str]) -> None:

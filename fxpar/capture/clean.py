@@ -72,7 +72,7 @@ def _is_identity(node: fx.Node) -> bool:
     if is_op(node, *_IDENTITIES):
         return True
     if is_op(node, *_DROPOUTS):
-        return node.args[2] is False or node.args[1] == 0
+        return node.args[2] is False or bool(node.args[1] == 0)
     if is_op(node, *_CASTS):
         source = node.args[0]
         return isinstance(source, fx.Node) and source.meta["val"].dtype == node.meta["val"].dtype

@@ -84,11 +84,8 @@ def prepared(batch: Batch | None) -> tuple[PreparedSpec, ...]:
 
 def outputs(sharded: Sharded) -> tuple[OutputSpec, ...]:
     """The outputs of the model, and how to make them whole."""
-    plain = sharded.graph.output_node().args[0]
-    return tuple(
-        _output(name, laid, value)
-        for name, laid, value in zip(sharded.program.output_names, sharded.outputs, plain)  # type: ignore[arg-type]
-    )
+    plain = _results(sharded.graph)
+    return tuple(map(_output, sharded.program.output_names, sharded.outputs, plain))
 
 
 def _output(name: str, laid: Laid | None, value: Any) -> OutputSpec:
@@ -110,13 +107,19 @@ def _cut(laid: Laid, held: Mapping[str, Any], mesh_dim: str) -> CutSpec:
     return CutSpec(mesh_dim, shard.dim, tuple(layout(laid.dims[shard.dim], shard.factor, cuts)))
 
 
+def _results(graph: fx.Graph) -> tuple[Any, ...]:
+    results = graph.output_node().args[0]
+    assert isinstance(results, tuple)
+    return results
+
+
 def loss_name(sharded: Sharded) -> str | None:
     """The output that is the loss: `loss` if there is one, else the first floating-point scalar with a gradient."""
     found = [
         laid_name
         for laid_name, laid, node in zip(
-            sharded.program.output_names, sharded.outputs, sharded.graph.output_node().args[0]
-        )  # type: ignore[arg-type]
+            sharded.program.output_names, sharded.outputs, _results(sharded.graph)
+        )
         if laid
         and not laid.shape
         and laid.dtype.is_floating_point
