@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from math import prod
 
 from torch import fx
@@ -142,7 +143,7 @@ def _fit(equation: Equation, operands: list[tuple[fx.Node, Dims] | None]) -> lis
     if len(operands) > len(equation.inputs) and any(operands[len(equation.inputs) :]):
         raise ValueError(f"{len(operands)} tensors for an equation of {len(equation.inputs)}")
     slots = []
-    for expected, operand in zip(equation.inputs, operands):
+    for expected, operand in zip_longest(equation.inputs, operands[: len(equation.inputs)]):
         if operand is None and not expected.optional:
             raise ValueError(f"operand `{expected}` is missing")
         slots.append(expected.expand(len(operand[1])) if operand else ())

@@ -108,11 +108,16 @@ def holds(dim: Dim, factor: Factor) -> bool:
 
 
 def count(dim: Dim, factor: Factor) -> int:
-    """How often `factor` stands in the product; in a concatenation only if each part holds it exactly once."""
+    """How often `factor` stands in the product.
+
+    Once for a concatenation each of whose parts holds it; twice, which is too often, for one that has it otherwise.
+    """
     total = 0
     for term in dim:
-        if term is factor or (isinstance(term, Cat) and all(holds(part, factor) for part in term.parts)):
-            total += 1
+        if isinstance(term, Cat):
+            total += 1 if all(holds(part, factor) for part in term.parts) else 2 * (factor in leaves((term,)))
+        else:
+            total += term is factor
     return total
 
 

@@ -67,10 +67,10 @@ class Local:
         links = self.found.links[self.node]
         for output, axis, _ in links.sites(role, outputs=True):
             whole = resolve(self.found.dims[self.node][output][axis])
-            if self.length(whole) == self.out(axis, output):
-                return self.length(dim)
             if size_of(whole) == self.out(axis, output):
                 return size_of(dim)
+            if self.length(whole) == self.out(axis, output):
+                return self.length(dim)
             raise ValueError(f"{self.node.name}: a factor of dim {axis} is split in another dim")
         return self.length(dim)
 
@@ -170,18 +170,13 @@ def _repeat_interleave(local: Local) -> Change:
 def _slice(local: Local) -> Change:
     """The bounds of a tile come from the local lengths of the tiles; those of a slice that takes all are all."""
     at, node = local.axis(), local.node
+    start, size = 0, local.out(at)
+    if size == shape(node)[at]:
+        return {}
     tiling = local.found.tilings.get(node)
     if tiling is not None:
-        parts = [resolve(part) for part in local.found.tiles[local.operand, at]]
-        role = local.found.links[node].ins[0][at][0][0]
-        lengths = [local.piece(role, part) for part in parts]
-        if lengths == [size_of(part) for part in parts]:
-            return {}
-        start, size = sum(lengths[: tiling[1]]), lengths[tiling[1]]
-    else:
-        start, size = 0, local.out(at)
-        if size == shape(node)[at]:
-            return {}
+        parts = local.found.tiles[local.operand, at]
+        start = sum(local.length(resolve(part)) for part in parts[: tiling[1]])
     return (
         {"start": start, "length": size}
         if "length" in local.arguments

@@ -3,6 +3,7 @@
 12  against  (3 4)     12 becomes (3 4) everywhere
  6  against  (4 9)     both become (2 3 ...), as far as they have a divisor in common; the rest is locked
 12  against  cat[8, 4] 12 becomes cat[8, 4]
+ (3 4) against cat[8, 4]  both become (cat[2, 1] 4)
 """
 
 from __future__ import annotations
@@ -93,15 +94,11 @@ def _cut_part(parts: list[Dim], size: int) -> bool:
 def _refine(a: list[Term], b: list[Term]) -> bool:
     """Bring the first terms nearer to each other; False where they have nothing in common."""
     x, y = a[0], b[0]
-    if isinstance(x, Cat) and isinstance(y, Cat):
-        return _pull_minor(a) or _pull_minor(b)
     if isinstance(x, Cat) or isinstance(y, Cat):
-        cat, factor, side = (x, y, a) if isinstance(x, Cat) else (y, x, b)
-        assert isinstance(factor, Factor)
-        if factor.size > cat.size and factor.size % cat.size == 0:
-            refine(factor, cat.size, factor.size // cat.size)
+        larger, size = (a, y.size) if x.size > y.size else (b, x.size)
+        if larger[0].size % size == 0 and _factor_out(larger, larger[0].size // size):
             return True
-        return _pull_minor(side)
+        return _pull_minor(a) or _pull_minor(b)
     common = gcd(x.size, y.size)
     if common == 1:
         return False
@@ -111,10 +108,39 @@ def _refine(a: list[Term], b: list[Term]) -> bool:
     return True
 
 
+def _factor_out(terms: list[Term], minor: int) -> bool:
+    """Write the first term as a product whose minor factor has this size: 12 as (3 4), cat[8, 4] as (cat[2, 1] 4)."""
+    term = terms[0]
+    if isinstance(term, Factor):
+        refine(term, term.size // minor, minor)
+        return True
+    parts = _grouped(term.parts, minor)
+    shared = fresh(minor)
+    heads = [fresh(size_of(part) // minor) for part in parts]
+    for part, head in zip(parts, heads):
+        unify(part, (*head, *shared))
+    if parts:
+        terms[0:1] = [*concatenation(heads), *shared]
+    return bool(parts)
+
+
+def _grouped(parts: tuple[Dim, ...], unit: int) -> list[Dim]:
+    """The parts of a concatenation, neighbours together until each has a multiple of `unit`; nothing if that fails."""
+    groups: list[Dim] = []
+    waiting: list[Dim] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(size_of, waiting)) % unit == 0:
+            groups.append(concatenation(waiting))
+            waiting = []
+    return [] if waiting or len(groups) == 1 else groups
+
+
 def _pull_minor(terms: list[Term]) -> bool:
     """Write cat[(x d), (y d)] as the product cat[x, y] d, which is the same thing."""
     cat = terms[0]
-    assert isinstance(cat, Cat)
+    if not isinstance(cat, Cat):
+        return False
     minors = {id(part[-1]) for part in cat.parts if part}
     if len(minors) != 1 or not all(cat.parts) or not isinstance(cat.parts[0][-1], Factor):
         return False

@@ -11,9 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 import fxpar
+from fxpar import yamlfile
 from fxpar.axes import oprule
 from fxpar.axes.factor import Dim, Factor, resolve, text
 from fxpar.axes.infer import Inference, infer
+from fxpar.axes.sample import Sample, read
+from fxpar.errors import RuleError
 
 aten = torch.ops.aten
 RULES = oprule.load([Path(fxpar.__file__).parents[1] / "rules"])
@@ -64,3 +67,27 @@ class Letters:
     def of(self, *dims: Dim) -> str:
         """Dims in factor notation."""
         return " ".join(text(resolve(dim), self) for dim in dims)
+
+
+def sample(op: str, text: str) -> Sample:
+    """The sample call that a text describes."""
+    (entry,) = yamlfile.parse(f'- "{text}"', "x.yaml", RuleError).list()
+    found = read(entry, op)
+    assert found is not None
+    return found
+
+
+def roles(op: str, text: str) -> str:
+    """The roles of each dim of a call, `d0 !1, i -> d0 i`; a dim without roles is `1`, and `!` needs it whole."""
+    call = sample(op, text)
+    links = infer(call.graph, RULES).links[call.call]
+    shown = {name: f"{name}+" if role.meaning == "sum" else name for name, role in links.roles.items()}
+    shown |= {n: f"!{n.strip('!')}" for n, role in links.roles.items() if role.meaning == "whole"}
+    sides = [
+        ", ".join(
+            " ".join("*".join(shown[name] for name, _ in pieces) or "1" for pieces in tensor)
+            for tensor in side
+        )
+        for side in (links.ins, links.outs)
+    ]
+    return " -> ".join(sides)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import prod
+from operator import getitem
 from typing import Any
 
 from graphs import Graph, aten
@@ -61,17 +63,10 @@ def pieces(draw: Draw, graph: Graph, node: fx.Node) -> list[fx.Node]:
     cuts = sorted(draw(st.sets(st.integers(1, size - 1), min_size=1, max_size=2)))
     bounds = [0, *cuts, size]
     if draw(st.booleans()):
-        sizes = [end - start for start, end in zip(bounds, bounds[1:])]
+        sizes = [end - start for start, end in pairwise(bounds)]
         split = graph.call(aten.split_with_sizes.default, node, sizes, at)
         return [graph.call(getitem, split, k) for k in range(len(sizes))]
-    return [graph.call(aten.slice.Tensor, node, at, start, end) for start, end in zip(bounds, bounds[1:])]
-
-
-def getitem(values: Any, index: int) -> Any:
-    return values[index]
-
-
-getitem.__module__ = "_operator"
+    return [graph.call(aten.slice.Tensor, node, at, start, end) for start, end in pairwise(bounds)]
 
 
 def recombine(draw: Draw, graph: Graph, node: fx.Node) -> fx.Node:
