@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxpar import yamlfile
-from fxpar.axes import naming, oprule
+from fxpar.axes import composite, naming, oprule
 from fxpar.capture.capture import capture
 from fxpar.capture.precision import Float64
 from fxpar.capture.program import Program
@@ -31,7 +31,7 @@ from fxpar.shard.shard import shard
 from fxpar.shard.sharded import Laid, Sharded
 
 RULES = Path(__file__).parents[2] / "rules"
-OPS, NAMES = oprule.load([RULES]), naming.load([RULES])
+OPS, NAMES, COMPOSITES = oprule.load([RULES]), naming.load([RULES]), composite.load([RULES])
 AXES = {rule.axis for rule in NAMES} | {"experts"}
 SEED = 7
 
@@ -99,7 +99,8 @@ class Case:
         """The graph split over a mesh."""
         rows_ = splits(given) if isinstance(given, str) else given
         with Float64():
-            return shard(self.program, mesh_of(mesh) if isinstance(mesh, str) else mesh, rows_, OPS, NAMES)
+            grid = mesh_of(mesh) if isinstance(mesh, str) else mesh
+            return shard(self.program, grid, rows_, OPS, NAMES, composites=COMPOSITES)
 
     def check(self, mesh: str | Mesh, given: Mapping[str, table.Row] | str = "default") -> Run:
         """Split, run on every rank and compare with the whole model; returns the run with its errors."""
@@ -234,7 +235,10 @@ def part(laid: Laid, whole: Tensor, coordinate: Mapping[str, int]) -> Tensor:
 
 
 def difference(found: Any, wanted: Any) -> float:
-    """The largest absolute difference; infinite where shape or dtype differ, or one is not a number alone."""
+    """The largest difference, relative to the largest value if that is beyond 1.
+
+    Infinite where shape or dtype differ, or only one of the two is not finite.
+    """
     if not isinstance(wanted, Tensor):
         return 0.0 if found == wanted else float("inf")
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
@@ -244,7 +248,8 @@ def difference(found: Any, wanted: Any) -> float:
     if not torch.equal(found.isfinite(), wanted.isfinite()):
         return float("inf")
     gap = (found.detach() - wanted).nan_to_num(0.0, 0.0, 0.0).abs()
-    return gap.max().item() if gap.numel() else 0.0
+    scale = wanted.nan_to_num(0.0, 0.0, 0.0).abs()
+    return gap.max().item() / max(1.0, scale.max().item()) if gap.numel() else 0.0
 
 
 def _differentiable(value: Any) -> bool:
