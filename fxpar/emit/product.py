@@ -15,7 +15,7 @@ from fxpar.shard.sharded import Sharded
 
 
 class Product(Protocol):
-    """A `fxpar.partition.Partition`."""
+    """A `fxpar.passes.Partition`."""
 
     plan: Plan
     program: Program

@@ -1,0 +1,157 @@
+"""run.py under torchrun: real processes train like the whole model, and fail together."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fxpar import origin
+from fxpar.capture import source
+from fxpar.checkpoint.index import Index
+from fxpar.checkpoint.local import read as read_parts
+from fxpar.checkpoint.weights import FileWeights, TensorWeights
+from fxpar.emit.folder import write
+from fxpar.passes import split
+from fxpar.plan import Plan
+
+ROOT = Path(__file__).parents[2]
+GPT = str(ROOT / "examples" / "nanogpt.py")
+#: All ranks have to end by themselves long before this.
+GUARD = 90
+
+FAILING = """
+import os, signal
+from pathlib import Path
+from fxpar.runtime.rank import Rank
+from fxpar.runtime.train import main
+
+step = Rank.step
+
+def failing(self, batch):
+    if self.groups.rank == 2:
+        {what}
+    return step(self, batch)
+
+Rank.step = failing
+main(Path(__file__).parent / "four")
+"""
+
+
+@pytest.fixture(scope="module")
+def gpt() -> origin.Origin:
+    return origin.of_source(source.find(GPT), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def folder(gpt: origin.Origin, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one partition for four ranks and one for a single rank."""
+    place = tmp_path_factory.mktemp("train")
+    for name, plan in {"four": Plan(tp=2, pp=2), "one": Plan()}.items():
+        write(split(gpt.program, plan), place / name, gpt.weights, example=gpt.example)
+    return place
+
+
+def launch(script: Path, *arguments: str, processes: int = 4) -> subprocess.CompletedProcess[str]:
+    """Run a script under torchrun; on its own for one process."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=GUARD, env=environment, check=False
+    )
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, float]]:
+    """What was printed as JSON; one rank only prints."""
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def trained(gpt: origin.Origin, steps: int) -> tuple[list[dict[str, float]], torch.nn.Module]:
+    """The same steps of the whole model."""
+    model = source.find(GPT).build(real=True, dtype=torch.float64)
+    model.load_state_dict({name: gpt.weights.read(name) for name in gpt.weights.names()})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    said = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = model(**gpt.example)[1]
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        said.append({"step": step + 1, "loss": loss.item(), "gradient_norm": norm.item()})
+    return said, model
+
+
+@pytest.mark.gloo
+def test_four_processes_train_like_the_whole_model(gpt: origin.Origin, folder: Path, tmp_path: Path) -> None:
+    wanted, model = trained(gpt, 2)
+    options = ["--steps", "2", "--lr", "0.01", "--clip", "0.5", "--device", "cpu", "--json"]
+    found = lines(launch(folder / "four" / "run.py", *options, "--save", str(tmp_path / "saved")))
+    assert found == [pytest.approx(each, rel=1e-9) for each in wanted]
+    index = Index.read(tmp_path / "saved")
+    state = TensorWeights(model.state_dict())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
+    for name, tensor in index.tensors.items():
+        for file, parts in tensor.files.items():
+            saved = FileWeights.of(tmp_path / "saved" / file).read(name)
+            whole = read_parts(state, name, parts, torch.float64)
+            torch.testing.assert_close(saved, whole, rtol=1e-8, atol=1e-9)
+
+
+def test_one_process_needs_no_launcher(gpt: origin.Origin, folder: Path, tmp_path: Path) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in gpt.example.items()}
+    np.savez(tmp_path / "batch.npz", **arrays)
+    options = ["--steps", "2", "--lr", "0.01", "--clip", "0.5", "--device", "cpu", "--json"]
+    done = launch(folder / "one" / "run.py", *options, "--batch", f"{tmp_path}/batch.npz", processes=1)
+    assert lines(done) == [pytest.approx(each, rel=1e-9) for each in trained(gpt, 2)[0]]
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("raise ValueError('on purpose')", "rank 2 (stage 1, tp 0): ValueError: on purpose"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "another rank has ended without a word"),
+    ],
+    ids=["raises", "killed"],
+)
+def test_ranks_fail_together(folder: Path, what: str, said: str) -> None:
+    script = folder / "failing.py"
+    script.write_text(FAILING.format(what=what))
+    done = launch(script, "--device", "cpu")
+    assert done.returncode == 1
+    assert done.stderr.count(said) == 1
+    assert done.stdout == ""
+    assert "rank      : 2 (local_rank: 2)" in done.stderr.partition("Root Cause")[2]
+    told = [line for line in done.stderr.splitlines() if line.startswith("rank ") and said not in line]
+    assert all(line.endswith(": stopped, as another rank has failed") for line in told)
+
+
+@pytest.mark.gloo
+def test_another_number_of_processes_is_refused(folder: Path) -> None:
+    done = launch(folder / "four" / "run.py", processes=2)
+    assert done.returncode == 1
+    what = "this partition is for 4 ranks (pp 2 x tp 2), but 2 processes run\n"
+    assert done.stderr.count(f"{what}  torchrun --nproc-per-node 4 four/run.py") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "rank 0: this partition is for 4 ranks (pp 2 x tp 2), but 1 process runs"),
+        (["--lerning-rate", "1"], "rank 0: No such option"),
+    ],
+    ids=["alone", "option"],
+)
+def test_wrong_use_is_said(folder: Path, arguments: list[str], said: str) -> None:
+    done = launch(folder / "four" / "run.py", *arguments, processes=1)
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
