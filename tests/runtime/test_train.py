@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from fxpar.checkpoint.weights import FileWeights, TensorWeights
 from fxpar.emit.folder import write
 from fxpar.passes import split
 from fxpar.plan import Plan
+from fxpar.runtime.train import main
 
 ROOT = Path(__file__).parents[2]
 GPT = str(ROOT / "examples" / "nanogpt.py")
@@ -35,12 +37,12 @@ from fxpar.runtime.train import main
 step = Rank.step
 
 def failing(self, batch):
-    if self.groups.rank == 2:
+    if self.groups.rank == 1:
         {what}
     return step(self, batch)
 
 Rank.step = failing
-main(Path(__file__).parent / "four")
+main(Path(__file__).parent / "two")
 """
 
 
@@ -51,27 +53,26 @@ def gpt() -> origin.Origin:
 
 @pytest.fixture(scope="module")
 def folder(gpt: origin.Origin, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one partition for four ranks and one for a single rank."""
+    """A folder with partitions for four ranks, for two and for one."""
     place = tmp_path_factory.mktemp("train")
-    for name, plan in {"four": Plan(tp=2, pp=2), "one": Plan()}.items():
+    for name, plan in {"four": Plan(tp=2, pp=2), "two": Plan(pp=2), "one": Plan()}.items():
         write(split(gpt.program, plan), place / name, gpt.weights, example=gpt.example)
     return place
 
 
-def launch(script: Path, *arguments: str, processes: int = 4) -> subprocess.CompletedProcess[str]:
-    """Run a script under torchrun; on its own for one process."""
+def launch(script: Path, *arguments: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run a script under torchrun."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), *arguments]
+    command = [sys.executable, *torchrun, str(script), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         command, capture_output=True, text=True, timeout=GUARD, env=environment, check=False
     )
 
 
-def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, float]]:
-    """What was printed as JSON; one rank only prints."""
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def read(stdout: str) -> list[dict[str, float]]:
+    """What was printed as JSON, by one rank only."""
+    return [json.loads(line) for line in stdout.splitlines()]
 
 
 def trained(gpt: origin.Origin, steps: int) -> tuple[list[dict[str, float]], torch.nn.Module]:
@@ -94,8 +95,10 @@ def trained(gpt: origin.Origin, steps: int) -> tuple[list[dict[str, float]], tor
 def test_four_processes_train_like_the_whole_model(gpt: origin.Origin, folder: Path, tmp_path: Path) -> None:
     wanted, model = trained(gpt, 2)
     options = ["--steps", "2", "--lr", "0.01", "--clip", "0.5", "--device", "cpu", "--json"]
-    found = lines(launch(folder / "four" / "run.py", *options, "--save", str(tmp_path / "saved")))
-    assert found == [pytest.approx(each, rel=1e-9) for each in wanted]
+    saving = [*options, "--save", str(tmp_path / "saved")]
+    done = launch(folder / "four" / "run.py", *saving, processes=4)
+    assert done.returncode == 0, done.stderr
+    assert read(done.stdout) == [pytest.approx(each, rel=1e-9) for each in wanted]
     index = Index.read(tmp_path / "saved")
     state = TensorWeights(model.state_dict())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
@@ -106,19 +109,52 @@ def test_four_processes_train_like_the_whole_model(gpt: origin.Origin, folder: P
             torch.testing.assert_close(saved, whole, rtol=1e-8, atol=1e-9)
 
 
-def test_one_process_needs_no_launcher(gpt: origin.Origin, folder: Path, tmp_path: Path) -> None:
+def test_one_process_needs_no_launcher(
+    gpt: origin.Origin, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arrays = {name: tensor.numpy() for name, tensor in gpt.example.items()}
     np.savez(tmp_path / "batch.npz", **arrays)
     options = ["--steps", "2", "--lr", "0.01", "--clip", "0.5", "--device", "cpu", "--json"]
-    done = launch(folder / "one" / "run.py", *options, "--batch", f"{tmp_path}/batch.npz", processes=1)
-    assert lines(done) == [pytest.approx(each, rel=1e-9) for each in trained(gpt, 2)[0]]
+    main(folder / "one", [*options, "--batch", f"{tmp_path}/batch.npz"])
+    assert read(capsys.readouterr().out) == [pytest.approx(each, rel=1e-9) for each in trained(gpt, 2)[0]]
+
+
+def test_evaluation_is_forward_only(
+    gpt: origin.Origin, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(folder / "one", ["--evaluate", "--device", "cpu", "--json"])
+    loss = trained(gpt, 1)[0][0]["loss"]
+    assert read(capsys.readouterr().out) == [{"batch": 1, "loss": pytest.approx(loss, rel=1e-12)}]
+
+
+def test_what_is_said_for_people(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(folder / "one", ["--steps", "1", "--device", "cpu"])
+    assert re.fullmatch(r"step 1  loss 6\.\d{6}  gradient norm \d\.\d{6}\n", capsys.readouterr().out)
+
+
+def test_help_shows_examples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(folder / "one", ["--help"])
+    assert "torchrun --nproc-per-node 4 out/run.py --evaluate --json" in capsys.readouterr().out
+
+
+def test_without_a_loss_there_is_nothing_to_train_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = origin.of_module(torch.nn.Linear(3, 2), {"input": torch.ones(4, 3)})
+    write(split(found.program, Plan()), tmp_path / "out", found.weights, example=found.example)
+    with pytest.raises(SystemExit):
+        main(tmp_path / "out", ["--device", "cpu"])
+    said = "rank 0 (stage 0): the model has no loss to train on\n  --evaluate runs it forward\n"
+    assert capsys.readouterr().err == said
+    main(tmp_path / "out", ["--device", "cpu", "--evaluate"])
+    assert capsys.readouterr().out == "batch 1  outputs 0 float32[4, 2]\n"
 
 
 @pytest.mark.gloo
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("raise ValueError('on purpose')", "rank 2 (stage 1, tp 0): ValueError: on purpose"),
+        ("raise ValueError('on purpose')", "rank 1 (stage 1): ValueError: on purpose"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "another rank has ended without a word"),
     ],
     ids=["raises", "killed"],
@@ -126,11 +162,11 @@ def test_one_process_needs_no_launcher(gpt: origin.Origin, folder: Path, tmp_pat
 def test_ranks_fail_together(folder: Path, what: str, said: str) -> None:
     script = folder / "failing.py"
     script.write_text(FAILING.format(what=what))
-    done = launch(script, "--device", "cpu")
+    done = launch(script, "--device", "cpu", processes=2)
     assert done.returncode == 1
     assert done.stderr.count(said) == 1
     assert done.stdout == ""
-    assert "rank      : 2 (local_rank: 2)" in done.stderr.partition("Root Cause")[2]
+    assert "rank      : 1 (local_rank: 1)" in done.stderr.partition("Root Cause")[2]
     told = [line for line in done.stderr.splitlines() if line.startswith("rank ") and said not in line]
     assert all(line.endswith(": stopped, as another rank has failed") for line in told)
 
@@ -146,12 +182,22 @@ def test_another_number_of_processes_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "rank 0: this partition is for 4 ranks (pp 2 x tp 2), but 1 process runs"),
+        ([], "rank 0: this partition is for 4 ranks (pp 2 x tp 2), but 1 process runs\n"),
         (["--lerning-rate", "1"], "rank 0: No such option"),
+        (["--timeout", "soon"], "rank 0: Invalid value for '--timeout'"),
     ],
-    ids=["alone", "option"],
+    ids=["alone", "option", "value"],
 )
-def test_wrong_use_is_said(folder: Path, arguments: list[str], said: str) -> None:
-    done = launch(folder / "four" / "run.py", *arguments, processes=1)
-    assert done.returncode == 2
-    assert done.stderr.startswith(said)
+def test_wrong_use_is_said(
+    folder: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(folder / "four", arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_what_is_there_is_not_saved_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(folder / "one", ["--device", "cpu", "--save", str(folder / "four")])
+    assert "four exists already" in capsys.readouterr().err
