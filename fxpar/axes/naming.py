@@ -106,12 +106,16 @@ def name(
     """Give names to factors, from what was seen of them at every node and at composites of several nodes."""
     seen: dict[Factor, dict[str, fx.Node]] = defaultdict(dict)
     dependent = _dependent(found, inputs)
+    weights = _dependent(found, (n for n in found.dims if n.meta.get("kind") == "parameter")) - dependent
     for node in inputs:
         for index, dim in enumerate(found.of(node)):
             for factor in leaves(dim):
                 seen[factor].setdefault(f"input.dim{index}", node)
     for node, links in found.links.items():
+        by_a_weight = any(operand in weights for operand in links.operands)
         for label, dim in _labels(links):
+            if by_a_weight:
+                label = label.replace("matmul.", "linear.")
             for position, factor in enumerate(leaves(resolve(dim))):
                 suffix = "" if node in dependent else ".constant"
                 seen[factor].setdefault(label + suffix, node)
@@ -141,9 +145,9 @@ def _labels(links: Links) -> Iterator[tuple[str, Dim]]:
             yield from labels.items()
 
 
-def _dependent(found: Inference, inputs: Iterable[fx.Node]) -> set[fx.Node]:
-    """Every node that depends on an input of the model."""
-    dependent = set(inputs)
+def _dependent(found: Inference, roots: Iterable[fx.Node]) -> set[fx.Node]:
+    """Every node that depends on one of the roots."""
+    dependent = set(roots)
     for node in found.dims:
         if any(source in dependent for source in node.all_input_nodes):
             dependent.add(node)
