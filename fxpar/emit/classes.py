@@ -81,6 +81,10 @@ class Classes:
 
     def body(self, layer: Layer, arguments: Sequence[str]) -> list[Statement]:
         """Return the statements of a layer's function with the given names of its inputs and numbers."""
+        return self.written(layer, arguments).with_device(layer.inputs)
+
+    def written(self, layer: Layer, arguments: Sequence[str]) -> Body:
+        """Return a layer's function, in whose `scope` every value has its text."""
         path = layer.key.path
         held = self.held.get(path, [])
         scope = {node: access("self", node.meta["name"].removeprefix(f"{path}.")) for node in held}
@@ -89,7 +93,7 @@ class Classes:
         body.calls.numbers = dict(zip(layer.numbers, arguments[len(layer.inputs) :]))
         body.extend(layer.nodes)
         body.give_back(layer.outputs, always_tuple=False)
-        return body.with_device(layer.inputs)
+        return body
 
     def declaration(self, node: fx.Node, path: str = "") -> Statement:
         """Return the statement that makes a parameter or buffer in the module at `path`."""

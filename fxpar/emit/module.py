@@ -14,7 +14,7 @@ from fxpar.emit.classes import Classes, LayerClass, first_tensor_dtype
 from fxpar.emit.declare import children, declarations
 from fxpar.emit.fold import fold
 from fxpar.emit.frame import class_lines, frame
-from fxpar.emit.stage import HELD, forward
+from fxpar.emit.stage import HELD, forward, written
 from fxpar.emit.text import STEP
 
 
@@ -47,6 +47,21 @@ def emit_module(
         "\n".join(_Emitter(graph, class_name, modules, ties or {}, persistent).lines(title, plan, source))
         + "\n"
     )
+
+
+def value_names(graph: fx.Graph, class_name: str, modules: Mapping[str, str]) -> dict[fx.Node, str]:
+    """Return what the text of a graph's module calls each value: `layers.3.linear_2` in a layer's function.
+
+    The arguments are those of `emit_module`.
+    """
+    emitter = _Emitter(graph, class_name, modules, {}, None)
+    given, (outputs,) = emitter.given, graph.output_node().args
+    found: dict[fx.Node, str] = {}
+    body = written(emitter.context, emitter.items, emitter.held, given, outputs)  # type: ignore[arg-type]
+    for layer, kind in (item for item in emitter.items if isinstance(item, tuple)):
+        scope = emitter.classes.written(layer, kind.arguments).scope
+        found |= {node: f"{layer.key.path}.{scope[node]}" for node in layer.nodes if node in scope}
+    return {node: name for node, name in body.scope.items() if node not in emitter.held} | found
 
 
 class _Emitter:

@@ -32,6 +32,17 @@ def forward(
 
     `held` are the module's own tensors. Calls of layers have the layer's number in a slot.
     """
+    return written(context, items, held, given, outputs).with_device(given)
+
+
+def written(
+    context: Context,
+    items: Sequence[Item],
+    held: Sequence[fx.Node],
+    given: Sequence[fx.Node],
+    outputs: Sequence[object],
+) -> Body:
+    """Return the function that `forward` is, in whose `scope` every value outside of layers has its text."""
     reserved = RESERVED | set(context.reserved)
     names = Names([*reserved, *(node.name for node in given)])
     renamed = {node: names.give(node.name) for node in given if node.name in reserved}
@@ -47,7 +58,7 @@ def forward(
         else:
             stage.extend(item)
     stage.give_back(outputs, always_tuple=True)
-    return stage.with_device(given)
+    return stage
 
 
 class _Stage(Body):

@@ -9,11 +9,11 @@ from math import prod
 
 import torch
 
+from fxpar.explanation import rule_of
+from fxpar.passes import Partition
 from fxpar.runtime.manifest import Manifest, TensorSpec
 from fxpar.verification.compare import Count, Findings
 from fxpar.verification.reference import Reference
-
-NO_RULE = "no row of the table splits it"
 
 
 @dataclass(frozen=True)
@@ -137,16 +137,16 @@ class Report:
 
 
 def merge(
-    manifest: Manifest,
+    partition: Partition,
     reference: Reference,
     findings: Sequence[Findings],
     *,
     simulated: bool,
 ) -> Report:
     """Make one report of what all ranks found."""
-    order = {key.partition(":")[2] for key in reference.tensors.names() if key.startswith("updated:")}
-    names = [name for name in manifest.tensors if name in order]
-    names += sorted(order - set(names) - set(manifest.tensors))
+    manifest = partition.manifest
+    compared = frozenset(reference.tensors.names())
+    specs = [spec for name, spec in manifest.tensors.items() if f"updated:{name}" in compared]
     return Report(
         mesh=dict(manifest.mesh),
         dtype=reference.dtype,
@@ -155,13 +155,13 @@ def merge(
         loss_error=max(each.loss for each in findings),
         norm_error=max(each.norm for each in findings),
         outputs=_worst(each.outputs for each in findings),
-        rows=tuple(_row(manifest.tensors[name], findings) for name in names if name in manifest.tensors),
+        rows=tuple(_row(spec, rule_of(partition, spec.name), findings) for spec in specs),
         sharded_fraction=_fraction(manifest),
         collectives=tuple(_counts(manifest, findings)),
     )
 
 
-def _row(spec: TensorSpec, findings: Sequence[Findings]) -> Row:
+def _row(spec: TensorSpec, rule: str, findings: Sequence[Findings]) -> Row:
     holders = [each for each in findings if spec.name in each.updates]
     learns = spec.kind == "parameter" and spec.learns
     gradients = [each.gradients.get(spec.name, float("inf")) for each in holders] if learns else []
@@ -182,7 +182,7 @@ def _row(spec: TensorSpec, findings: Sequence[Findings]) -> Row:
         placement=spec.placement,
         reduce=spec.reduce,
         stages=spec.stages,
-        rule=spec.rule or NO_RULE,
+        rule=rule,
         source=spec.source,
     )
 
