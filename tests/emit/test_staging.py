@@ -1,0 +1,92 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fxpar.emit.staging import check_target, staged
+from fxpar.errors import EmitError
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def fill(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_text(text)
+
+
+def test_nothing_is_there_before_the_end(tmp_path: Path) -> None:
+    with staged(tmp_path / "out") as new:
+        fill(new, "new")
+        assert not (tmp_path / "out").exists()
+    assert listed(tmp_path) == ["out", "out/manifest.json"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    with staged(tmp_path / "out") as new:
+        fill(new, "old")
+
+    def fail() -> None:
+        with staged(tmp_path / "out", force=True) as new:
+            fill(new, "new")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert listed(tmp_path) == ["out", "out/manifest.json"]
+    assert (tmp_path / "out" / "manifest.json").read_text() == "old"
+
+
+def test_force_replaces_at_the_end(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with staged(tmp_path / "out", force=True) as new:
+            fill(new, text)
+    assert listed(tmp_path) == ["out", "out/manifest.json"]
+    assert (tmp_path / "out" / "manifest.json").read_text() == "new"
+
+
+def test_a_folder_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    def race() -> None:
+        with staged(tmp_path / "out") as new:
+            fill(new, "new")
+            (tmp_path / "out").mkdir()
+
+    with pytest.raises(EmitError, match="exists already"):
+        race()
+    assert listed(tmp_path) == ["out"]
+
+
+def test_a_replacement_that_fails_brings_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with staged(tmp_path / "out") as new:
+        fill(new, "old")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.suffix == ".new":
+            raise OSError("no more")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="no more"), staged(tmp_path / "out", force=True) as new:
+        fill(new, "new")
+    assert (tmp_path / "out" / "manifest.json").read_text() == "old"
+    assert listed(tmp_path) == ["out", "out/manifest.json"]
+
+
+def test_targets(tmp_path: Path) -> None:
+    check_target(tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    check_target(tmp_path / "empty", force=True)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for name in ("file", "link"):
+        with pytest.raises(EmitError, match="was not written by fxpar, and is not replaced"):
+            check_target(tmp_path / name, force=True)
+    with pytest.raises(EmitError, match="there is no folder absent to write out into"):
+        check_target(tmp_path / "absent" / "out")
