@@ -52,6 +52,8 @@ class Parts:
 
     def splits(self) -> Iterable[Split]:
         """Every role and factor to be tried, each cut into the smallest number of parts, 2 or 3."""
+        if self.links.kind == "create":
+            return
         for name, role in self.links.roles.items():
             for factor in self.links.factors(name) if role.meaning in (FREE, SUM) else ():
                 for parts in [p for p in (2, 3) if factor.size % p == 0][:1]:

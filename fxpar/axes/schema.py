@@ -10,16 +10,21 @@ from torch import fx
 
 
 def op_name(node: fx.Node) -> str:
-    """The name of a call's target as rules write it: `aten.linear.default`, `operator.getitem`."""
+    """The name of a call's target as rules write it: `aten.linear.default`, `operator.getitem`.
+
+    A call of a `torch.autograd.Function` has the full name of that class.
+    """
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target)
-    module = getattr(node.target, "__module__", "").lstrip("_")
-    return f"{module}.{getattr(node.target, '__name__', node.target)}"
+    target = getattr(node.target, "function", node.target)
+    module = getattr(target, "__module__", "").lstrip("_")
+    return f"{module}.{getattr(target, '__name__', target)}"
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
-    """Every argument of an op call by name, defaults filled in."""
-    assert isinstance(node.target, torch._ops.OpOverload)
+    """Every argument of an op call by name, defaults filled in; of a call of something else those with names."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return dict(node.kwargs)
     given = dict(node.kwargs)
     out = {}
     for position, argument in enumerate(node.target._schema.arguments):
@@ -33,9 +38,14 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def tensor_arguments(node: fx.Node) -> Iterator[tuple[str, Any]]:
-    """The arguments that can be tensors (`Tensor`, `Tensor?`), in the order of the schema, absent ones as None."""
+    """The arguments that can be tensors (`Tensor`, `Tensor?`), in the order of the schema, absent ones as None.
+
+    Of a call of something else, the tensors by position.
+    """
+    if not isinstance(node.target, torch._ops.OpOverload):
+        yield from ((str(i), value) for i, value in enumerate(node.args) if isinstance(value, fx.Node))
+        return
     values = arguments(node)
-    assert isinstance(node.target, torch._ops.OpOverload)
     for argument in node.target._schema.arguments:
         if str(argument.type) in ("Tensor", "Optional[Tensor]"):
             value = values[argument.name]

@@ -7,6 +7,7 @@ from graphs import Graph, Letters, aten
 from fxpar import yamlfile
 from fxpar.axes.infer import infer
 from fxpar.axes.oprule import read
+from fxpar.capture.functions import FunctionCall
 from fxpar.errors import RuleError
 
 
@@ -92,3 +93,26 @@ def test_the_diagonal_of_an_einsum_is_not_split() -> None:
     links = graph.infer().links[call]
     assert links.factors("i") == []
     assert len(links.factors("j")) == 1
+
+
+class Scaled(torch.autograd.Function):
+    """Three times x, with a gradient of its own."""
+
+    @staticmethod
+    def forward(_ctx: object, x: torch.Tensor) -> torch.Tensor:
+        return x * 3
+
+    @staticmethod
+    def backward(_ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * 3
+
+
+def test_a_rule_of_a_function_with_its_own_gradient() -> None:
+    graph = Graph()
+    x = graph.input(torch.randn(4, 6))
+    node = graph.call(FunctionCall(Scaled), x)
+    assert [*graph.infer().unknown] == [f"{__name__}.Scaled"]
+    text = f'- op: {__name__}.Scaled\n  equation: "... -> ..."\n'
+    (entry,) = yamlfile.parse(text, "rules/ops/x.yaml", RuleError).list()
+    found = infer(graph.graph, {f"{__name__}.Scaled": read(entry)[0]})
+    assert found.of(node) == found.of(x)
