@@ -23,6 +23,7 @@ from fxpar.errors import ModelError
 from fxpar.mesh import GroupName
 from fxpar.passes import Partition
 from fxpar.runtime.manifest import OutputSpec, TensorSpec, dtype_name
+from fxpar.shard.placement import Shard
 
 #: What the backward of each collective is, where its arguments do not say it.
 BACKWARD = {
@@ -119,14 +120,20 @@ def _near(name: str, partition: Partition, values: Sequence[Named]) -> list[str]
 
 
 def rule_of(partition: Partition, name: str) -> str:
-    """The row of the table that placed a tensor; for one that is whole, the rows that split what it is used in."""
-    spec = partition.manifest.tensors[name]
-    if spec.rule:
-        return spec.rule
+    """The row of the table that placed a tensor; of one whose gradient is summed, the rows that split its uses."""
+    laid = partition.sharded.tensors[name]
+    if laid.rule:
+        return laid.rule
     placeholders = partition.sharded.graph.find_nodes(op="placeholder")
-    users = (user for node in placeholders if node.meta["name"] == name for user in node.users)
-    rules = dict.fromkeys(rule for user in users for rule in user.meta.get("rule", "").split(", ") if rule)
+    users = [user for node in placeholders if node.meta["name"] == name for user in node.users]
+    states = (user.meta.get("held", {}).get(mesh_dim) for mesh_dim in laid.reduce for user in users)
+    rules = dict.fromkeys(_row(partition, state) for state in states if isinstance(state, Shard))
     return f"{NO_RULE}; what it is used in is split by {', '.join(rules)}" if rules else NO_RULE
+
+
+def _row(partition: Partition, shard: Shard) -> str:
+    axis, table = partition.sharded.naming.axis(shard.factor), partition.sharded.table
+    return table[axis].source if axis in table else str(axis)  # type: ignore[index]
 
 
 def _tensor(spec: TensorSpec, ties: Mapping[str, str], rule: str) -> Explanation:
@@ -166,36 +173,36 @@ def _output(spec: OutputSpec) -> Explanation:
 
 def _value(file: str, node: fx.Node, name: str) -> Explanation:
     value = node.meta.get("val")
-    collective = _collective(node)
+    exchange = _exchange(node)
     facts = {
         "dims": node.meta.get("dims", ()),
         "on a rank": list(value.shape) if isinstance(value, torch.Tensor) else "",
         "dtype": dtype_name(value.dtype) if isinstance(value, torch.Tensor) else "",
         "placement": node.meta.get("placement") or "the same on every rank",
         "made by": op_name(node) if node.op == "call_function" else str(node.meta.get("kind", node.op)),
-        **collective,
+        **exchange,
         "module": node.meta.get("module") or "the model itself",
         "rule": node.meta.get("rule", ""),
         "source": node.meta.get("source", ""),
         "stands in": file,
     }
-    kind = "collective" if collective else "value" if node.op == "call_function" else "input"
+    kind = "collective" if "forward" in exchange else "value" if node.op == "call_function" else "input"
     return Explanation(name, kind, facts)
 
 
-def _collective(node: fx.Node) -> dict[str, str]:
-    """Over what, and forward and backward of a conversion or of an op that exchanges something."""
-    groups = [str(argument) for argument in node.args if isinstance(argument, GroupName)]
-    if not groups:
-        return {}
-    word = op_name(node).split(".")[1]
-    backward = BACKWARD.get(word, "")
-    if word in ARGUED:
-        backward = str(node.args[-1])
-    if not node.meta.get("grad"):
-        backward = "nothing"
-    forward = FORWARD.get(word, word)
-    return {"over": ", ".join(groups), "forward": forward, "backward": backward}
+def _exchange(node: fx.Node) -> dict[str, str]:
+    """The group of ranks that an op works with and, of a conversion, what it is forward and backward."""
+    arguments = (*node.args, *node.kwargs.values())
+    over = {"over": ", ".join(str(each) for each in arguments if isinstance(each, GroupName))}
+    word = op_name(node).split(".")[1] if over["over"] else ""
+    if word not in BACKWARD and word not in ARGUED:
+        return over
+    backward = str(node.args[-1]) if word in ARGUED else BACKWARD[word]
+    return {
+        **over,
+        "forward": FORWARD.get(word, word),
+        "backward": backward if node.meta.get("grad") else "nothing",
+    }
 
 
 def _words(value: Any) -> str:

@@ -1,0 +1,92 @@
+"""A model in parallel without any file."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import fxpar
+from fxpar.checkpoint.weights import TensorWeights
+from fxpar.errors import CheckpointError, RankError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from parallel_workers import Model, make, start
+
+
+def test_one_rank_needs_no_processes() -> None:
+    model, batch = make()
+    module = fxpar.parallelize(model, fxpar.Plan(), kwargs=batch, device="cpu")
+    whole, found = model(**batch), module(**batch)
+    assert list(found) == ["loss", "logits"]
+    torch.testing.assert_close(found["loss"], whole["loss"])
+    found["loss"].backward()
+    whole["loss"].backward()
+    torch.testing.assert_close(module.up.weight.grad, model.up.weight.grad)
+    assert list(module.state_dict()) == list(model.state_dict())
+
+
+def test_the_model_is_left_as_it_is_and_not_kept() -> None:
+    model, batch = make()
+    before = copy.deepcopy(model.state_dict())
+    module = fxpar.parallelize(model, fxpar.Plan(), kwargs=batch, device="cpu")
+    module(**batch)["loss"].backward()
+    torch.optim.SGD(module.parameters(), lr=1.0).step()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    gone = [weakref.ref(model), weakref.ref(model.up.weight)]
+    del model
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+    module(**batch)
+
+
+def test_weights_from_elsewhere() -> None:
+    model, batch = make()
+    weights = TensorWeights({k: v for k, v in model.state_dict().items() if k != "tokens.weight"})
+    with torch.device("meta"):
+        empty = Model().double()
+    module = fxpar.parallelize(empty, fxpar.Plan(), kwargs=batch, weights=weights, device="cpu")
+    torch.testing.assert_close(module(**batch)["loss"], model(**batch)["loss"])
+    with pytest.raises(CheckpointError, match="has no value: it lies on the meta device"):
+        fxpar.parallelize(empty, fxpar.Plan(), kwargs=batch, device="cpu")
+
+
+def test_several_ranks_need_processes() -> None:
+    model, batch = make()
+    with pytest.raises(RankError) as error:
+        fxpar.parallelize(model, fxpar.Plan(tp=2, pp=2), kwargs=batch)
+    assert str(error.value) == (
+        "the plan has 4 ranks (pp 2, tp 2), and there is no process group\n"
+        "  start the script with torchrun --nproc-per-node 4 SCRIPT.py\n"
+        "  and call torch.distributed.init_process_group() before fxpar.parallelize"
+    )
+
+
+@pytest.mark.parametrize(
+    ("running", "plan", "message"),
+    [
+        (3, fxpar.Plan(tp=2), "the plan has 2 ranks (tp 2), and 3 processes run"),
+        (2, fxpar.Plan(), "the plan has 1 ranks (all mesh dims are 1), and 2 processes run"),
+    ],
+)
+def test_as_many_processes_as_ranks(
+    monkeypatch: pytest.MonkeyPatch, running: int, plan: fxpar.Plan, message: str
+) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: running)
+    model, batch = make()
+    with pytest.raises(RankError) as error:
+        fxpar.parallelize(model, plan, kwargs=batch)
+    assert str(error.value).splitlines()[0] == message
+
+
+@pytest.mark.gloo
+def test_real_processes(tmp_path: Path) -> None:
+    start(str(tmp_path / "store"))

@@ -1,0 +1,89 @@
+"""What errors are relative to."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fxpar
+from fxpar.checkpoint.weights import TensorWeights
+from fxpar.verification.reference import Reference, relative
+from fxpar.verification.subject import subject
+
+INF = math.inf
+
+
+@pytest.fixture
+def reference() -> Reference:
+    """One with a scale of 2 for `x`."""
+    return Reference("float32", 1.0, 1.0, (), {"lr": 1e-3}, {"x": 2.0, "none": 0.0}, TensorWeights({}))
+
+
+@pytest.mark.parametrize(
+    ("found", "whole", "error"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([1.0, 2.0], [1.0, 2.5], 0.25),
+        ([1.0, math.nan], [1.0, 2.0], INF),
+        ([-INF, 2.0], [-INF, 2.5], 0.25),
+        ([-INF, 2.0], [1.0, 2.0], INF),
+        ([1.0], [1.0, 2.0], INF),
+        ([], [], 0.0),
+        ([1, 2], [1, 2], 0.0),
+        ([1, 3], [1, 2], INF),
+    ],
+)
+def test_errors(reference: Reference, found: list[float], whole: list[float], error: float) -> None:
+    assert reference.error("x", torch.tensor(found), torch.tensor(whole)) == error
+
+
+def test_no_scale(reference: Reference) -> None:
+    assert reference.error("none", torch.zeros(2), torch.zeros(2)) == 0
+    assert reference.error("none", torch.ones(2), torch.zeros(2)) == INF
+    assert relative(0.0, 0.0) == 0
+
+
+class Small(nn.Module):
+    """Its bias has a gradient that is zero but for rounding, in a model whose others are large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((4,), 100.0, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (x * self.weight).sum() + ((self.bias + 1e16) - 1e16).sum() * 1e-14}
+
+
+@pytest.fixture
+def small() -> Reference:
+    """The reference of `Small`."""
+    return subject(Small(), (torch.ones(3, 4, dtype=torch.float64),), {}, fxpar.Plan()).reference()
+
+
+def test_small_gradients_are_measured_by_the_largest(small: Reference) -> None:
+    assert small.loss == 1200
+    assert small.scales["loss"] == 1200
+    assert small.scales["gradient:weight"] == small.step["eps"] == 3
+    assert small.scales["gradient:bias"] == pytest.approx(3 * 1e-9**0.5)
+    assert small.norm == pytest.approx(6)
+
+
+def test_one_step_of_adamw(small: Reference) -> None:
+    expected = 100 * (1 - 1e-5) - 1e-3 * 3 / (3 + 3)
+    torch.testing.assert_close(
+        small.tensors.read("updated:weight"), torch.full((4,), expected, dtype=torch.float64)
+    )
+
+
+def test_saved_and_loaded(small: Reference, tmp_path: Path) -> None:
+    small.save(tmp_path)
+    again = Reference.load(tmp_path)
+    for key in ("dtype", "loss", "norm", "roots", "step", "scales", "tolerance"):
+        assert getattr(again, key) == getattr(small, key)
+    assert {*again.tensors.names()} == {*small.tensors.names()}
+    assert torch.equal(again.tensors.read("updated:bias"), small.tensors.read("updated:bias"))
