@@ -18,7 +18,7 @@ from fxpar.emit.text import WIDTH, Bracket, Expression, flat, keyword
 
 #: Arguments that change nothing for the dense tensors of a graph, with the value that they may have beside None.
 _NEUTRAL = {"layout": torch.strided, "pin_memory": False}
-#: Arguments that choose a kernel, not a result.
+#: Arguments that choose a kernel, not a result; left out where the op has a default for them.
 _IGNORED = ("cudnn_enable", "cudnn_enabled")
 #: Where the device of new tensors stands in emitted code: a local variable, taken from an input.
 DEVICE = "device"
@@ -143,7 +143,7 @@ def bind(node: fx.Node) -> Iterator[Argument]:
         if argument.name == "device" and node.meta.get("creates") and value is None:
             value = torch.device("cpu")
         given = not argument.has_default_value() or not _same(value, default)
-        given = given and argument.name not in _IGNORED
+        given = given and not (argument.name in _IGNORED and argument.has_default_value())
         given = given and not (argument.name in _NEUTRAL and value in (None, _NEUTRAL[argument.name]))
         is_tensor = str(argument.type) in ("Tensor", "Optional[Tensor]")
         yield Argument(argument.name, value, given, argument.kwarg_only, is_tensor)
