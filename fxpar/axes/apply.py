@@ -71,14 +71,17 @@ def apply(
     node: fx.Node,
     operands: list[tuple[fx.Node, Dims] | None],
     outputs: tuple[tuple[int, ...], ...],
-) -> Links:
-    """Link a node by its rule's equation.
+) -> Links | None:
+    """Link a node by its rule's equation; None if none of them has the ranks of the call.
 
     `operands` are the op's tensor arguments with their dims, None where absent; `outputs` are the shapes of the
     outputs. Raises RuleError where the equation does not fit the call.
     """
     try:
-        return _apply(rule, node, _choose(rule, node, operands, outputs), operands, outputs)
+        equation = _choose(rule, node, operands, outputs)
+        if equation is None:
+            return None
+        return _apply(rule, node, equation, operands, outputs)
     except ValueError as error:
         shapes = [tuple(size_of(d) for d in operand[1]) if operand else None for operand in operands]
         raise RuleError(
@@ -122,9 +125,8 @@ def _choose(
     node: fx.Node,
     operands: list[tuple[fx.Node, Dims] | None],
     outputs: tuple[tuple[int, ...], ...],
-) -> Equation:
+) -> Equation | None:
     """The first of the rule's equations that has the call's ranks, and roles for the sizes it gives."""
-    problem = ValueError("no equation")
     for equation in rule.equations:
         try:
             _fit(equation, operands)
@@ -134,9 +136,9 @@ def _choose(
                 operand.expand(len(shape))
             _fit_sizes(rule, node, equation)
             return equation
-        except ValueError as error:
-            problem = error
-    raise problem
+        except ValueError:
+            continue
+    return None
 
 
 def _fit(equation: Equation, operands: list[tuple[fx.Node, Dims] | None]) -> list[tuple[Slot, ...]]:

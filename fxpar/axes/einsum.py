@@ -18,6 +18,7 @@ def einsum(call: Call) -> Links:
     made = {role for slot in equation.outputs[0].slots for role in slot}
     rule = replace(call.rule, equations=(equation,), meanings=dict.fromkeys(equation.roles - made, SUM))
     links = equations.apply(rule, call.node, list(call.operands), call.shapes)
+    assert links is not None
     links.linear = len(call.operands) == 1
     return links
 

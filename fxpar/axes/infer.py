@@ -68,23 +68,16 @@ def _visit(node: fx.Node, rules: Mapping[str, OpRule], found: Inference) -> None
     shapes = output_shapes(node)
     operands = tuple((n, found.of(n)) for n in _tensor_nodes(node))
     rule = rules.get(op_name(node)) or _pointwise_rule(node)
-    if rule is None or rule.shape == "opaque":
-        found.unknown[op_name(node)].append(node)
-        links = HANDLERS["opaque"](Call(node, _NO_RULE, {}, operands, shapes))
-    elif rule.shape:
+    links: Links | None = None
+    if rule is not None and rule.shape and rule.shape != "opaque":
         part = _tile(node, found)
         operands = tuple((n, found.of(n)) for n in _tensor_nodes(node))
         links = HANDLERS[rule.shape](Call(node, rule, arguments(node), operands, shapes, part))
-    else:
-        given: list[tuple[fx.Node, Dims] | None] = []
-        terms = set()
-        for name, value in tensor_arguments(node):
-            if value is not None and name in rule.terms:
-                terms.add(sum(o is not None for o in given))
-            given.append((value, found.of(value)) if value is not None else None)
-        links = equations.apply(rule, node, given, shapes)
-        links.terms = frozenset(terms)
-        links.linear = rule.linear and len(links.operands) == 1
+    elif rule is not None and rule.equations:
+        links = _by_equation(node, rule, found, shapes)
+    if links is None:
+        found.unknown[op_name(node)].append(node)
+        links = HANDLERS["opaque"](Call(node, _NO_RULE, {}, operands, shapes))
     links.linear &= _is_numeric(node)
     _check(node, rule or _NO_RULE, links, shapes)
     found.links[node] = links
@@ -96,6 +89,23 @@ def _is_numeric(node: fx.Node) -> bool:
     value = node.meta["val"]
     values = value if isinstance(value, (tuple, list)) else (value,)
     return all(isinstance(v, torch.Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
+
+
+def _by_equation(
+    node: fx.Node, rule: OpRule, found: Inference, shapes: tuple[tuple[int, ...], ...]
+) -> Links | None:
+    """The links that a rule's equation gives; None for a call whose ranks it does not have."""
+    given: list[tuple[fx.Node, Dims] | None] = []
+    terms = set()
+    for name, value in tensor_arguments(node):
+        if value is not None and name in rule.terms:
+            terms.add(sum(operand is not None for operand in given))
+        given.append((value, found.of(value)) if value is not None else None)
+    links = equations.apply(rule, node, given, shapes)
+    if links is not None:
+        links.terms = frozenset(terms)
+        links.linear = rule.linear and len(links.operands) == 1
+    return links
 
 
 _NO_RULE = OpRule("", Place("no equation", 0), shape="opaque")

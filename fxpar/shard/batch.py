@@ -93,6 +93,7 @@ def _only(graph: fx.Graph, results: list[fx.Node]) -> fx.Graph:
     for node in graph.nodes:
         if node in needed or (node.op == "placeholder" and node.meta["kind"] == "input"):
             env[node] = new.node_copy(node, env.__getitem__)
+            env[node].meta = {**node.meta, "module": "", "call": 0}
     new.output(tuple(env[node] for node in results))
     return new
 

@@ -12,6 +12,7 @@ from fxpar.axes.factor import Dim, resolve, text
 from fxpar.axes.links import Dims
 from fxpar.axes.local import localize
 from fxpar.axes.schema import op_name
+from fxpar.capture.clean import moves_buffers
 from fxpar.errors import ShardError
 from fxpar.mesh import OpNumber
 from fxpar.shard.convert import Step, normal, order, step
@@ -49,7 +50,9 @@ class Rewrite:
             else:
                 self._output(node)
         self.graph.eliminate_dead_code(
-            is_impure_node=lambda n: n.op in ("placeholder", "output") or "update" in n.meta
+            is_impure_node=lambda n: (
+                n.op in ("placeholder", "output") or "update" in n.meta or moves_buffers(n)
+            )
         )
         self.graph.lint()
         return self.graph

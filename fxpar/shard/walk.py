@@ -92,15 +92,16 @@ def produced(node: fx.Node, links: Links, split: Split, meaning: str) -> tuple[P
 
 
 def _stays_partial(node: fx.Node, links: Links, states: list[Placement | None]) -> bool:
-    """Partial in, Partial out: linear ops, and sums of Partial terms that nothing else needs.
+    """Partial in, Partial out: linear ops, and sums of Partial terms, of what nothing else needs.
 
-    A term that others need is completed for them; then the sum is better made of what is complete.
+    What others need too is completed for them; then this node is better made of what is complete.
     """
     if not states or any(state is not PARTIAL for state in states):
         return False
+    if any(len(operand.users) > 1 for operand in links.operands):
+        return False
     if links.terms and len(states) > 1:
-        alike = len({tuple(n.meta["val"].shape) for n in links.operands}) == 1
-        return alike and all(len(n.users) == 1 for n in links.operands)
+        return len({tuple(n.meta["val"].shape) for n in links.operands}) == 1
     return links.linear and _not_narrower(node, links)
 
 

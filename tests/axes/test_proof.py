@@ -74,9 +74,9 @@ def test_whole_ops_need_no_sample() -> None:
         ),
         (
             '- op: aten.mm.default\n  equation: "n i, i o, o -> n o"\n  sum: [i]\n  proof: ["f[4,6], f[6,8]"]\n',
-            "rules/ops/mine.yaml:1:7: `aten.mm.default`: operand `o` is missing\n"
+            "rules/ops/mine.yaml:1:7: no sample splits `aten.mm.default` on role `i`\n"
             "  1 | - op: aten.mm.default\n    |       ^\n"
-            "  mm_default in the model: [(4, 6), (6, 8)]",
+            "  add one to `proof`",
         ),
     ],
 )

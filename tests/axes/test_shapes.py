@@ -47,7 +47,7 @@ from fxpar.axes.factor import resolve
         ("aten.roll.default", "f[4,6], [1]", "!d0 !d1 -> !d0 !d1"),
         ("aten.sum.dim_IntList", "f[4,6,8], [-1], true", "d0 d1 d2+ -> d0 d1 1"),
         ("aten.sum.default", "f[4,6]", "d0+ d1+ -> "),
-        ("aten.mean.dim", "f[4,6,8], [1]", "d0 !d1 d2 -> d0 d2"),
+        ("aten.mean.dim", "f[4,6,8], [1]", "d0 d1 d2 -> d0 d2"),
         ("aten.max.dim", "f[4,6], 1", "d0 !d1 -> d0, d0"),
         ("aten.argmax.default", "f[4,6]", "!d0 !d1 -> "),
         ("aten.diff.default", "f[4,6], 1, 1", "d0 !d1 -> d0 !new1"),

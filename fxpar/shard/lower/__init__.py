@@ -3,10 +3,16 @@
 from torch import fx
 
 from fxpar.axes.schema import op_name
-from fxpar.shard.lower import attention, cross_entropy, embedding, random
+from fxpar.shard.lower import attention, cross_entropy, embedding, mean, random
 from fxpar.shard.lower.base import Lowering
 
-_ALL: tuple[Lowering, ...] = (embedding.LOWERING, cross_entropy.LOWERING, attention.LOWERING, random.LOWERING)
+_ALL: tuple[Lowering, ...] = (
+    embedding.LOWERING,
+    cross_entropy.LOWERING,
+    attention.LOWERING,
+    mean.LOWERING,
+    random.LOWERING,
+)
 
 #: By the name that rules of ops give in `lower:`.
 LOWERINGS: dict[str, Lowering] = {lowering.name: lowering for lowering in _ALL}
