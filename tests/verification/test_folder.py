@@ -148,6 +148,35 @@ def test_explain_what_is_not_there(written: Path, fxpar: Command) -> None:
     assert "did you mean `blocks.0.attention.qkv.weight`?" in err
 
 
+MODEL = """\
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, z, scale, a=None):
+        return self.down(self.up(z).relu()) * scale + a
+
+example_inputs = {"z": torch.ones(4, 8), "scale": 2, "a": torch.ones(4, 8)}
+"""
+
+
+def test_inputs_keep_their_order_and_what_is_no_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fxpar: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.py").write_text(MODEL)
+    assert fxpar("partition", "model.py:Model", "--tp", "2", "--eval", "-o", "out")[0] == 0
+    assert fxpar("verify", "out", "--simulate")[0] == 0
+    Path("model.py").write_text(MODEL.replace("relu", "tanh"))
+    status, _, err = fxpar("verify", "out", "--simulate")
+    assert status == 2
+    assert "out is not what model.py:Model gives now" in err
+
+
 def test_files_are_left_as_they_are(written: Path, fxpar: Command) -> None:
     before = load_file(written / "model-pp0-tp0.safetensors")
     fxpar("verify", str(written), "--simulate")
