@@ -16,7 +16,8 @@ from enum import Enum
 from math import prod
 from typing import TypeAlias
 
-from fxpar.axes.factor import Cat, Dim, Factor, Term
+from fxpar.axes.cut import cut_size
+from fxpar.axes.factor import Cat, Dim, Factor
 from fxpar.axes.links import Dims
 
 
@@ -59,17 +60,6 @@ def shards_of(placements: Placements, dim: int) -> dict[Factor, list[str]]:
     return found
 
 
-def local_size(dim: Dim, cuts: Mapping[Factor, int]) -> int:
-    """The length of a resolved dim on one rank; `cuts` says into how many parts each split factor goes."""
-    return prod(_local_term(term, cuts) for term in dim)
-
-
-def _local_term(term: Term, cuts: Mapping[Factor, int]) -> int:
-    if isinstance(term, Cat):
-        return sum(local_size(part, cuts) for part in term.parts)
-    return term.size // cuts.get(term, 1)
-
-
 def cuts_of(placements: Placements, dim: int, sizes: Mapping[str, int]) -> dict[Factor, int]:
     """Into how many parts each split factor of a dim goes."""
     return {f: prod(sizes[m] for m in dims) for f, dims in shards_of(placements, dim).items()}
@@ -77,7 +67,7 @@ def cuts_of(placements: Placements, dim: int, sizes: Mapping[str, int]) -> dict[
 
 def local_shape(dims: Dims, placements: Placements, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape that one rank holds of a value with these resolved dims."""
-    return tuple(local_size(dim, cuts_of(placements, i, sizes)) for i, dim in enumerate(dims))
+    return tuple(cut_size(dim, cuts_of(placements, i, sizes)) for i, dim in enumerate(dims))
 
 
 def layout(dim: Dim, factor: Factor, cuts: Mapping[Factor, int]) -> list[int]:
@@ -89,9 +79,9 @@ def layout(dim: Dim, factor: Factor, cuts: Mapping[Factor, int]) -> list[int]:
     outer = 1
     for position, term in enumerate(dim):
         if term is factor:
-            return [outer, local_size(dim[position:], cuts)]
+            return [outer, cut_size(dim[position:], cuts)]
         if isinstance(term, Cat) and any(factor in _flat(part) for part in term.parts):
-            inner = local_size(dim[position + 1 :], cuts)
+            inner = cut_size(dim[position + 1 :], cuts)
             if outer != 1:
                 raise ValueError("a concatenation inside a product is not split")
             return [
@@ -99,7 +89,7 @@ def layout(dim: Dim, factor: Factor, cuts: Mapping[Factor, int]) -> list[int]:
                 for part in term.parts
                 for k, n in enumerate(layout(part, factor, cuts))
             ]
-        outer *= _local_term(term, cuts)
+        outer *= cut_size((term,), cuts)
     raise ValueError("the factor does not stand in the dim")
 
 

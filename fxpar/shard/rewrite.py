@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxpar.axes.cut import cut_size
 from fxpar.axes.factor import Dim, resolve, text
 from fxpar.axes.links import Dims
 from fxpar.axes.local import localize
@@ -19,7 +20,7 @@ from fxpar.shard.convert import Step, normal, order, step
 from fxpar.shard.lower import lowering_of
 from fxpar.shard.lower.base import Site
 from fxpar.shard.lower.random import is_random
-from fxpar.shard.placement import INVARIANT, Placement, Shard, local_shape, local_size, shards_of
+from fxpar.shard.placement import INVARIANT, Placement, Shard, local_shape, shards_of
 from fxpar.shard.position import Positions
 from fxpar.shard.problem import Problem
 from fxpar.shard.walk import Decision
@@ -156,7 +157,7 @@ class Rewrite:
             for m, d in self.decisions.items()
             if node in d.splits
         }
-        return local_size(resolve(dim), cuts)
+        return cut_size(resolve(dim), cuts)
 
     def _local_val(self, node: fx.Node) -> Any:
         value = node.meta["val"]

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fxpar.axes.cut import cut_size
 from fxpar.axes.factor import Cat, Dim, Factor, size_of
 from fxpar.mesh import Mesh
 from fxpar.runtime.lockstep import simulate
@@ -21,7 +22,6 @@ from fxpar.shard.placement import (
     cuts_of,
     layout,
     local_shape,
-    local_size,
     shards_of,
 )
 
@@ -34,9 +34,9 @@ def factors(*sizes: int) -> tuple[Factor, ...]:
 
 def test_the_local_size_of_a_product_and_of_a_concatenation() -> None:
     heads, depth, groups = factors(4, 8, 3)
-    assert local_size((heads, depth), {heads: 2}) == 16
+    assert cut_size((heads, depth), {heads: 2}) == 16
     fused: Dim = (Cat(((heads, groups, depth), (heads, depth), (heads, depth))),)
-    assert local_size(fused, {heads: 4}) == 24 + 8 + 8
+    assert cut_size(fused, {heads: 4}) == 24 + 8 + 8
 
 
 def test_layouts() -> None:

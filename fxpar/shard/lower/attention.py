@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxpar.axes.cut import cut_size
 from fxpar.axes.factor import Factor, resolve
 from fxpar.axes.schema import arguments
 from fxpar.mesh import GroupName
 from fxpar.shard.lower.base import Lowering, Site
 from fxpar.shard.lower.random import seeded
-from fxpar.shard.placement import PARTIAL, Placement, layout, local_size
+from fxpar.shard.placement import PARTIAL, Placement, layout
 
 ATEN = torch.ops.aten
 
@@ -67,7 +68,7 @@ def _causal_rows(site: Site, split: list[str]) -> fx.Node:
             node = graph.call_function(
                 torch.ops.fxpar.slice.default, (node, 0, spread, GroupName(mesh_dim), "pad")
             )
-            _note(node, like.new_empty((local_size(rows, cuts), key), dtype=torch.bool))
+            _note(node, like.new_empty((cut_size(rows, cuts), key), dtype=torch.bool))
         return node
 
     return site.builder.shared(("causal", query, key, tuple(factors.items())), make)
