@@ -20,8 +20,8 @@ FOLDERS = ("fxpar", "rules", "tools", "examples", "tests", "benchmarks", "docs",
 ORDER = ("capture", "axes", "shard", "pipeline", "emit", "checkpoint", "runtime", "report")
 #: What every package may import, and what therefore imports none of them.
 EVERYWHERE = ("errors", "mesh", "plan", "yamlfile")
-#: Imports against the order: the graph has runtime ops in it, a model's weights may be in files, and what is emitted has
-#: files of weights.
+#: Imports against the order: the graph has runtime ops in it, a model's weights may be in files, and what is emitted
+#: has files of weights.
 EXCEPTIONS = {
     "capture": {"fxpar.checkpoint.weights"},
     "shard": {"fxpar.runtime"},
