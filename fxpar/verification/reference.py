@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxpar.again import precision
 from fxpar.capture.tree import plain
 from fxpar.checkpoint.weights import FileWeights, TensorWeights, Weights
 from fxpar.errors import ModelError
@@ -97,15 +98,17 @@ def compute(
     manifest: Manifest,
     *,
     device: torch.device | str = "cpu",
+    exact: bool = False,
 ) -> Reference:
     """Run the whole model forward and backward and let AdamW take one step, on copies of its tensors.
 
     `weights` has the model's tensors by their first names; the model itself may lie on the meta device and stays as it
-    is. A gradient that is missing counts as zero. Raises ModelError if nothing learns.
+    is. A gradient that is missing counts as zero. With `exact` it runs in float64 throughout. Raises ModelError if
+    nothing learns.
     """
     held = _copies(model, weights, device)
     given, options = pytree.tree_map(_to(device), (tuple(args), dict(kwargs)))
-    with torch.enable_grad():
+    with precision(exact), torch.enable_grad():
         made = torch.func.functional_call(model, held, given, options)
     outputs = pytree.tree_leaves(plain(made))
     loss, scale, roots = _loss(outputs, manifest)

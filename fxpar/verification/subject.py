@@ -49,9 +49,15 @@ class Subject:
 
     def reference(self, device: torch.device | str = "cpu") -> Reference:
         """What the whole model gives."""
-        manifest = self.partition.manifest
-        with precision(self.exact):
-            return compute(self.model, self.args, self.kwargs, self.weights, manifest, device=device)
+        return compute(
+            self.model,
+            self.args,
+            self.kwargs,
+            self.weights,
+            self.partition.manifest,
+            device=device,
+            exact=self.exact,
+        )
 
     def rank(self, groups: Groups, device: torch.device | str = "cpu") -> Rank:
         """The rank that `groups` belong to."""

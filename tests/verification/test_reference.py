@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import fxpar
-from fxpar.checkpoint.weights import TensorWeights
+from fxpar.checkpoint.weights import FileWeights, TensorWeights
 from fxpar.verification.reference import Reference, relative
 from fxpar.verification.subject import subject
 
@@ -87,3 +88,14 @@ def test_saved_and_loaded(small: Reference, tmp_path: Path) -> None:
         assert getattr(again, key) == getattr(small, key)
     assert {*again.tensors.names()} == {*small.tensors.names()}
     assert torch.equal(again.tensors.read("updated:bias"), small.tensors.read("updated:bias"))
+
+
+def test_weights_are_read_as_they_are_stored(tmp_path: Path) -> None:
+    """A mode that makes float64 of float32 must not be on while files are read."""
+    model = Small()
+    stored = {name: tensor.detach().float() for name, tensor in model.named_parameters()}
+    save_file(stored, tmp_path / "model.safetensors")
+    weights, x = FileWeights.of(tmp_path), torch.ones(3, 4, dtype=torch.float64)
+    found = subject(model, (x,), {}, fxpar.Plan(), weights=weights)
+    assert found.exact
+    assert found.reference().loss == 1200
