@@ -30,8 +30,8 @@ from fxpar import cli
 RANKS = 4
 TOLERANCE = 1e-5
 INPUTS = (
-    f"--input=attention_mask:int64[{len(SENTENCES)},{LENGTH}]<2",
     f"--input=input_ids:int64[{len(SENTENCES)},{LENGTH}]<30522",
+    f"--input=attention_mask:int64[{len(SENTENCES)},{LENGTH}]<2",
 )
 #: How much of an emitted module is shown.
 EXCERPT = 32
