@@ -265,11 +265,12 @@ class _Writer:
         self.graph.lint()
 
     def _result(self, node: fx.Node, keep: bool) -> fx.Node:
-        """A result of the stage: cloned if it was received or, unless it is `keep`, may be a view or has gaps."""
+        """A result of the stage: cloned if it was received or, unless it is `keep`, may be a view; without gaps."""
         copy = self.copies[node]
-        whole = node.meta["val"].is_contiguous() if isinstance(node.meta.get("val"), torch.Tensor) else True
-        if node not in self.received and (keep or (is_fresh(node) and whole)):
+        if node not in self.received and keep:
             return copy
+        if node not in self.received and is_fresh(node) and node in self.gradients:
+            return self._append(torch.ops.aten.contiguous.default, copy, {}, f"{node.name}_sent")
         if node not in self.gradients and not keep:
             copy = self._append(torch.ops.aten.detach.default, copy, {}, f"{node.name}_detached")
         memory = {"memory_format": torch.contiguous_format}
@@ -278,7 +279,7 @@ class _Writer:
     def _append(self, target: Any, source: fx.Node, kwargs: dict[str, Any], name: str) -> fx.Node:
         copy = self.graph.create_node("call_function", target, (source,), kwargs, name=name)
         copy.meta = {key: value for key, value in source.meta.items() if key not in ("kind", "name")}
-        copy.meta["added"] = True
+        copy.meta |= {"added": True, "module": "", "call": 0}
         if isinstance(source.meta.get("val"), torch.Tensor):
             copy.meta["val"] = _contiguous(source)
         return copy
