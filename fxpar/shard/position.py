@@ -25,12 +25,17 @@ class Positions:
         self._seed: fx.Node | None = None
 
     @contextmanager
-    def place(self, new: fx.Node, old: fx.Node, consumer: fx.Node) -> Iterator[str]:
-        """Insert what is made inside the context in its place; gives the path of the module it is counted to."""
+    def place(self, new: fx.Node, old: fx.Node, consumer: fx.Node, completes: bool = False) -> Iterator[str]:
+        """Insert what is made inside the context in its place; gives the path of the module it is counted to.
+
+        What completes a sum stands with the sum.
+        """
         units = {unit(user.meta.get("module", "")) for user in old.users if user.op != "output"}
         mine = old.meta.get("module", "")
-        if units == {unit(consumer.meta.get("module", ""))} and (
-            unit(mine) not in units or new.op == "placeholder"
+        if (
+            not completes
+            and units == {unit(consumer.meta.get("module", ""))}
+            and (unit(mine) not in units or new.op == "placeholder")
         ):
             yield common([user.meta.get("module", "") for user in old.users])
             return

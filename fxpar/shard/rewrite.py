@@ -20,7 +20,7 @@ from fxpar.shard.convert import Step, normal, order, step
 from fxpar.shard.lower import lowering_of
 from fxpar.shard.lower.base import Site
 from fxpar.shard.lower.random import is_random
-from fxpar.shard.placement import INVARIANT, Placement, Shard, local_shape, shards_of
+from fxpar.shard.placement import INVARIANT, PARTIAL, Placement, Shard, local_shape, shards_of
 from fxpar.shard.position import Positions
 from fxpar.shard.problem import Problem
 from fxpar.shard.walk import Decision
@@ -213,7 +213,7 @@ class Rewrite:
         )
 
     def _insert(self, change: Step, new: fx.Node, old: fx.Node, held: Held, consumer: fx.Node) -> fx.Node:
-        with self.positions.place(new, old, consumer) as module:
+        with self.positions.place(new, old, consumer, change.source is PARTIAL) as module:
             made = self.graph.call_function(change.operator, (new, *change.arguments))
         shape = local_shape(self.dims(old), held, self.problem.sizes)
         made.meta = {"val": new.meta["val"].new_empty(shape), "grad": old.meta.get("grad"), "module": module}
