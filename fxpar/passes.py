@@ -79,7 +79,7 @@ def split(program: Program, plan: Plan, *, source: str = "", clock: Clock | None
         batch = cut_batch(sharded.graph, TIME) if several else None
     with clock.measure("pipeline"):
         graph = batch.rest if batch else sharded.graph
-        cuts = choose(graph, plan.pp, plan.cut_at, plan.place("cut.at"))
+        cuts = choose(graph, plan.pp, plan.cut_at, plan.place("cut.at" if plan.cut else "pp"))
         loss = manifests.loss_name(sharded)
         stages = pipeline.build(cuts, outputs=program.output_names, loss=loss)
         check(graph, stages)

@@ -15,9 +15,12 @@ OURS = ("manifest.json", "fxpar.index.json")
 
 
 def check_target(folder: Path, force: bool = False) -> None:
-    """Raise EmitError if a folder cannot be written: it exists and may not be replaced, or has no parent."""
-    if not folder.absolute().parent.is_dir():
-        raise EmitError(f"there is no folder {folder.absolute().parent.name} to write {folder.name} into")
+    """Raise EmitError if a folder cannot be written: it exists and may not be replaced, or has no place to stand."""
+    place = _nearest(folder)
+    if not place.is_dir():
+        raise EmitError(f"{folder} cannot be written: {place.name} is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise EmitError(f"{folder} cannot be written: no permission to write into {place.name or place}")
     if not folder.exists() and not folder.is_symlink():
         return
     if not force:
@@ -38,14 +41,27 @@ def staged(folder: Path, force: bool = False) -> Iterator[Path]:
     folder = folder.absolute()
     new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
+    made = _absent_parents(folder)
+    new.mkdir(parents=True)
     try:
         yield new
         check_target(folder, force)
         _replace(new, folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
+        for parent in made:
+            parent.rmdir()
         raise
+
+
+def _absent_parents(folder: Path) -> list[Path]:
+    """The parents of a folder that do not exist yet, innermost first."""
+    return [parent for parent in folder.absolute().parents if not parent.exists()]
+
+
+def _nearest(folder: Path) -> Path:
+    """The innermost parent of a folder that exists."""
+    return next(parent for parent in folder.absolute().parents if parent.exists())
 
 
 def _replace(new: Path, folder: Path) -> None:

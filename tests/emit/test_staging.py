@@ -88,5 +88,15 @@ def test_targets(tmp_path: Path) -> None:
     for name in ("file", "link"):
         with pytest.raises(EmitError, match="was not written by fxpar, and is not replaced"):
             check_target(tmp_path / name, force=True)
-    with pytest.raises(EmitError, match="there is no folder absent to write out into"):
-        check_target(tmp_path / "absent" / "out")
+    with pytest.raises(EmitError, match="out cannot be written: file is no folder"):
+        check_target(tmp_path / "file" / "out")
+
+
+def test_parents_are_made_and_taken_back(tmp_path: Path) -> None:
+    folder = tmp_path / "absent" / "too" / "out"
+    with pytest.raises(ValueError, match="on purpose"), staged(folder):
+        raise ValueError("on purpose")
+    assert not (tmp_path / "absent").exists()
+    with staged(folder) as new:
+        (new / "manifest.json").write_text("{}")
+    assert (folder / "manifest.json").is_file()
