@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from torch.distributed.rendezvous import rendezvous
 from fxpar.errors import FxparError, RankError
 
 FAILED, USED_WRONGLY = 1, 2
+#: Seconds that a rank which lost a peer waits for torchrun to end it. Left at once it would look like the cause.
+PATIENCE = 3.0
 #: How gloo, NCCL and the store say that a peer is gone.
 LOST = ("closed by peer", "connection reset", "broken pipe", "connection refused", "remote process exited")
 
@@ -93,6 +96,8 @@ class World:
         status = USED_WRONGLY if isinstance(error, FxparError) else FAILED
         if self.size == 1:
             sys.exit(status)
+        if _is_lost(error):
+            time.sleep(PATIENCE)
         os._exit(status)  # leaving in order would wait for peers
 
     def _first(self) -> bool:
@@ -108,12 +113,17 @@ class World:
 _ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
 
+def _is_lost(error: BaseException) -> bool:
+    """Whether an error only says that another process is gone."""
+    return any(word in str(error).lower() for word in LOST)
+
+
 def _told(error: BaseException, name: str) -> str:
     """What the user reads of the first error."""
     if isinstance(error, FxparError):
         return f"{name}: {error}"
     lines = str(error).splitlines() or [""]
-    if any(word in str(error).lower() for word in LOST):
+    if _is_lost(error):
         return f"{name}: another rank has ended without a word (killed, or out of memory?): {lines[0]}"
     if isinstance(error, KeyboardInterrupt):
         return f"{name}: interrupted"
