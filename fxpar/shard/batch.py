@@ -8,7 +8,8 @@ batch (shifted labels, masks, the count of targets), the rest once for each micr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,13 +43,18 @@ def cut_batch(graph: fx.Graph, mesh_dim: str) -> Batch:
     inputs = [n for n in graph.find_nodes(op="placeholder") if n.meta["kind"] == "input"]
     early = [n for n in _dependent(graph, inputs) if n not in late and n.op != "output"]
     given = cuts + [n for n in early if _used_by(n, late, cuts)]
-    prepared = tuple(_prepared(node, mesh_dim) for node in given)
+    times = Counter(node.all_input_nodes[0] if node in cuts else node for node in given)
+    prepared = tuple(_prepared(node, mesh_dim, times) for node in given)
     prepare = _only(graph, [node.args[0] if node in cuts else node for node in given])
     return Batch(prepare, _rest(graph, dict(zip(given, prepared))), prepared)
 
 
 def _is_cut(node: fx.Node, mesh_dim: str) -> bool:
     return op_name(node) == "fxpar.slice.default" and node.args[3] == mesh_dim
+
+
+def _is_stored(node: fx.Node) -> bool:
+    return node.op == "placeholder" and node.meta["kind"] != "input"
 
 
 def _is_late(node: fx.Node) -> bool:
@@ -70,19 +76,13 @@ def _used_by(node: fx.Node, late: dict[fx.Node, None], cuts: list[fx.Node]) -> b
     )
 
 
-def _prepared(node: fx.Node, mesh_dim: str) -> Prepared:
+def _prepared(node: fx.Node, mesh_dim: str, times: Mapping[fx.Node, int]) -> Prepared:
+    """A value under its own name; a cut under the cut's name where the value itself may be at hand as well."""
     if not _is_cut(node, mesh_dim):
-        return Prepared(_name(node))
-    source, dim, layout = node.args[:3]
-    return Prepared(_name(source, node), dim, tuple(layout))  # type: ignore[arg-type]
-
-
-def _name(node: fx.Node, other: fx.Node | None = None) -> str:
-    """The name of the value that is cut; of the cut where a value is cut in several ways."""
-    if other is None:
-        return node.name
-    slices = [user for user in node.users if op_name(user) == "fxpar.slice.default"]
-    return node.name if len(slices) == 1 else other.name
+        return Prepared(node.name)
+    (source,), (dim, layout) = node.all_input_nodes, node.args[1:3]
+    alone = times[source] == 1 and not _is_stored(source)
+    return Prepared(source.name if alone else node.name, dim, tuple(layout))  # type: ignore[arg-type]
 
 
 def _only(graph: fx.Graph, results: list[fx.Node]) -> fx.Graph:
@@ -112,9 +112,8 @@ def _rest(graph: fx.Graph, given: dict[fx.Node, Prepared]) -> fx.Graph:
     """The graph of one microbatch: prepared values are placeholders, behind all others."""
     new = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
-    for node in graph.find_nodes(op="placeholder"):
-        if node.meta["kind"] != "input":
-            env[node] = new.node_copy(node)
+    for node in filter(_is_stored, graph.nodes):
+        env[node] = new.node_copy(node)
     for node, value in given.items():
         env[node] = new.placeholder(value.name)
         env[node].meta = {**node.meta, "kind": "prepared", "name": value.name, "module": ""}

@@ -1,7 +1,7 @@
 """The backward walk: values that depend on parameters alone, or on inputs alone, are placed as they are consumed.
 
 parameter    Shard where a consumer wants a slice; else Replicate where every use is by split work (its gradient is
-             then summed once a step); else Invariant
+             then summed once a step); else Invariant. Whole over time: every microbatch has all of it
 buffer       whole; the slice of the op that changes it in place, where there is one
 input        whole; a value made from inputs is sliced as early as every consumer wants the same slice
 """
@@ -52,7 +52,8 @@ def _settle(
     if op_name(node) == "operator.getitem":
         return
     if node.op == "placeholder":
-        decision.states[node] = (_placeholder(node, demands[node, 0]),)
+        timed = decision.mesh_dim in problem.timed
+        decision.states[node] = (_placeholder(node, demands[node, 0], timed),)
         return
     links = problem.found.links[node]
     wants = [demands[node, index] for index in range(len(links.outs))]
@@ -69,11 +70,11 @@ def _settle(
     _demand(demands, links.operands, decision.wants[node])
 
 
-def _placeholder(node: fx.Node, wants: list[Placement]) -> Placement:
+def _placeholder(node: fx.Node, wants: list[Placement], timed: bool) -> Placement:
     if node.meta["kind"] != "parameter" and not any(moves_buffers(user) for user in node.users):
         return INVARIANT
     shards = [want for want in wants if isinstance(want, Shard)]
-    return shards[0] if shards else _unsplit(node, wants)
+    return shards[0] if shards and not timed else _unsplit(node, wants)
 
 
 def _unsplit(node: fx.Node, wants: list[Placement]) -> Placement:

@@ -209,7 +209,10 @@ class Rewrite:
             return False
         raise ShardError(
             f"microbatches mix at `{op_name(consumer)}`: it needs the whole batch",
-            details=[f"{consumer.meta.get('module')} ({consumer.meta.get('source')})", "use one microbatch"],
+            details=[
+                f"{consumer.meta.get('module') or 'the model'} ({consumer.meta.get('source')})",
+                "use one microbatch",
+            ],
         )
 
     def _insert(self, change: Step, new: fx.Node, old: fx.Node, held: Held, consumer: fx.Node) -> fx.Node:

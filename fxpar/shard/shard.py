@@ -54,7 +54,8 @@ def shard(
     decisions = {}
     for mesh_dim in sizes:
         decisions[mesh_dim] = walk(problem, mesh_dim)
-        replicate(problem, decisions[mesh_dim])
+        if mesh_dim not in problem.timed:
+            replicate(problem, decisions[mesh_dim])
         settle(problem, decisions[mesh_dim])
     graph = Rewrite(problem, decisions).run()
     sharded = Sharded(program, mesh, table, graph, found, named, {}, (), notes)

@@ -214,7 +214,7 @@ def interpret(
             values[node] = (
                 inputs[node.name].clone()
                 if kind == "input"
-                else seed
+                else inputs.get(node.name, seed)
                 if kind == "prepared"
                 else tensors[name]
             )
