@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,8 +11,8 @@ from pathlib import Path
 
 from fxpar.errors import EmitError
 
-#: What tells a folder of ours, which may be replaced, from any other.
-OURS = ("manifest.json", "fxpar.index.json")
+#: What tells a folder of ours, which may be replaced, from any other: a file and keys that it has.
+OURS = {"manifest.json": {"mesh", "stages", "tensors"}, "fxpar.index.json": {"mesh", "ranks"}}
 
 
 def check_target(folder: Path, force: bool = False) -> None:
@@ -26,8 +27,17 @@ def check_target(folder: Path, force: bool = False) -> None:
     if not force:
         raise EmitError(f"{folder} exists already", details=["--force replaces it"])
     empty = folder.is_dir() and not any(folder.iterdir())
-    if folder.is_symlink() or not (empty or any((folder / name).is_file() for name in OURS)):
+    if folder.is_symlink() or not (empty or any(_has(folder / name, keys) for name, keys in OURS.items())):
         raise EmitError(f"{folder} was not written by fxpar, and is not replaced")
+
+
+def _has(file: Path, keys: set[str]) -> bool:
+    """Whether a file is JSON, a mapping with those keys."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.keys() >= keys
 
 
 @contextmanager

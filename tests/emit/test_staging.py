@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,12 @@ def listed(folder: Path) -> list[str]:
 
 
 def fill(folder: Path, text: str) -> None:
-    (folder / "manifest.json").write_text(text)
+    (folder / "manifest.json").write_text(json.dumps({"mesh": {}, "stages": [], "tensors": {}, "text": text}))
+
+
+def filled(folder: Path) -> str:
+    text: str = json.loads((folder / "manifest.json").read_text())["text"]
+    return text
 
 
 def test_nothing_is_there_before_the_end(tmp_path: Path) -> None:
@@ -38,7 +44,7 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseExceptio
     with pytest.raises(error):
         fail()
     assert listed(tmp_path) == ["out", "out/manifest.json"]
-    assert (tmp_path / "out" / "manifest.json").read_text() == "old"
+    assert filled(tmp_path / "out") == "old"
 
 
 def test_force_replaces_at_the_end(tmp_path: Path) -> None:
@@ -46,7 +52,7 @@ def test_force_replaces_at_the_end(tmp_path: Path) -> None:
         with staged(tmp_path / "out", force=True) as new:
             fill(new, text)
     assert listed(tmp_path) == ["out", "out/manifest.json"]
-    assert (tmp_path / "out" / "manifest.json").read_text() == "new"
+    assert filled(tmp_path / "out") == "new"
 
 
 def test_a_folder_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
@@ -75,7 +81,7 @@ def test_a_replacement_that_fails_brings_the_old_one_back(
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(OSError, match="no more"), staged(tmp_path / "out", force=True) as new:
         fill(new, "new")
-    assert (tmp_path / "out" / "manifest.json").read_text() == "old"
+    assert filled(tmp_path / "out") == "old"
     assert listed(tmp_path) == ["out", "out/manifest.json"]
 
 
@@ -90,6 +96,13 @@ def test_targets(tmp_path: Path) -> None:
             check_target(tmp_path / name, force=True)
     with pytest.raises(EmitError, match="out cannot be written: file is no folder"):
         check_target(tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("text", ['{"name": "of another program", "mesh": 1}', "[1]", "no JSON", ""])
+def test_what_others_wrote_is_kept(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(EmitError, match="was not written by fxpar, and is not replaced"):
+        check_target(tmp_path, force=True)
 
 
 def test_parents_are_made_and_taken_back(tmp_path: Path) -> None:
