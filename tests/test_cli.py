@@ -96,6 +96,13 @@ def test_errors_have_no_traceback(fxpar: Callable[..., Result]) -> None:
     )
 
 
+def test_a_file_that_cannot_be_written_has_no_traceback(fxpar: Callable[..., Result]) -> None:
+    name = "n" * 300
+    done = fxpar("partition", "model.py", "--dp", "2", "-o", name)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.endswith(f"{name}: File name too long\n")
+
+
 def test_axes_prints_the_table_and_nothing_else(fxpar: Callable[..., Result]) -> None:
     done = fxpar("axes", "model.py:build")
     head, *rows = done.out.splitlines()
