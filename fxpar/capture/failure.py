@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fxpar.errors import CaptureError
+from fxpar.errors import CaptureError, ModelError
 
 _OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _DATA_DEPENDENT = ("DataDependent", "data-dependent", "unbacked", "GuardOnDataDependent", "item()", "nonzero")
@@ -18,10 +18,17 @@ _DATA_DEPENDENT = ("DataDependent", "data-dependent", "unbacked", "GuardOnDataDe
 
 def failure(model: nn.Module, error: BaseException) -> CaptureError:
     """The error for a model whose capture raised `error`: class, line, short reason, remedy."""
-    place = _line(model, error)
+    place = line(model, error)
     reason = _reason(error)
     what = f"`{type(model).__name__}` cannot be captured" + (f": {place}" if place else "")
     return CaptureError(what, details=[f"{type(error).__name__}: {reason}", *_remedy(error)])
+
+
+def does_not_run(model: nn.Module, error: BaseException) -> ModelError:
+    """The error for a model that raised `error` when it was run: class, line, short reason."""
+    place = line(model, error)
+    what = f"`{type(model).__name__}` does not run on these inputs" + (f": {place}" if place else "")
+    return ModelError(what, details=[f"{type(error).__name__}: {_reason(error)}"])
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -31,7 +38,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _line(model: nn.Module, error: BaseException) -> str:
+def line(model: nn.Module, error: BaseException) -> str:
     """`file.py:12 in forward: code` of the deepest frame in a file that defines a module of the model."""
     files = {sys.modules[type(module).__module__].__dict__.get("__file__") for module in model.modules()}
     files -= {file for file in files if file is None or file.startswith(_OWN)}

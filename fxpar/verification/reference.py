@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxpar.again import precision
+from fxpar.capture.failure import does_not_run
 from fxpar.capture.tree import plain
 from fxpar.checkpoint.weights import FileWeights, TensorWeights, Weights
 from fxpar.errors import ModelError
@@ -104,19 +105,24 @@ def compute(
 
     `weights` has the model's tensors by their first names; the model itself may lie on the meta device and stays as it
     is. A gradient that is missing counts as zero. With `exact` it runs in float64 throughout. Raises ModelError if
-    nothing learns.
+    the model does not run, or nothing learns.
     """
     held = _copies(model, weights, device)
     given, options = pytree.tree_map(_to(device), (tuple(args), dict(kwargs)))
-    with precision(exact), torch.enable_grad():
-        made = torch.func.functional_call(model, held, given, options)
+    try:
+        with precision(exact), torch.enable_grad():
+            made = torch.func.functional_call(model, held, given, options)
+    except Exception as error:
+        raise does_not_run(model, error) from error
     outputs = pytree.tree_leaves(plain(made))
     loss, scale, roots = _loss(outputs, manifest)
     gradients = _gradients(loss, held)
     largest = max(map(_largest, gradients.values()))
     step = {"lr": RATE, "eps": max(largest, torch.finfo(torch.float32).tiny), "weight_decay": 0.01}
     tensors = {f"gradient:{name}": gradient for name, gradient in gradients.items()}
-    tensors |= {f"output:{i}": out.detach() for i, out in enumerate(outputs) if isinstance(out, Tensor)}
+    tensors |= {
+        f"output:{i}": out.detach().clone() for i, out in enumerate(outputs) if isinstance(out, Tensor)
+    }
     tensors |= {f"updated:{name}": tensor.detach() for name, tensor in held.items()}
     reference = Reference(
         dtype=_dtype(held),

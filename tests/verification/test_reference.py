@@ -12,6 +12,7 @@ from torch import nn
 
 import fxpar
 from fxpar.checkpoint.weights import FileWeights, TensorWeights
+from fxpar.errors import ModelError
 from fxpar.verification.reference import Reference, relative
 from fxpar.verification.subject import subject
 
@@ -88,6 +89,40 @@ def test_saved_and_loaded(small: Reference, tmp_path: Path) -> None:
         assert getattr(again, key) == getattr(small, key)
     assert {*again.tensors.names()} == {*small.tensors.names()}
     assert torch.equal(again.tensors.read("updated:bias"), small.tensors.read("updated:bias"))
+
+
+class Shown(Small):
+    """It returns a parameter as it is."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {**super().forward(x), "weight": self.weight}
+
+
+def test_outputs_are_those_before_the_step() -> None:
+    found = subject(Shown(), (torch.ones(3, 4, dtype=torch.float64),), {}, fxpar.Plan()).reference()
+    assert torch.equal(found.tensors.read("output:1"), Shown().weight.detach())
+
+
+class Table(nn.Module):
+    """It reads rows of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(4, 2)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = self.rows(ids)
+        return rows
+
+
+def test_a_model_that_does_not_run() -> None:
+    ids = torch.tensor([1, 9])
+    with pytest.raises(ModelError) as caught:
+        subject(Table(), (ids,), {}, fxpar.Plan()).reference()
+    head, reason = str(caught.value).splitlines()
+    assert head.startswith("`Table` does not run on these inputs: test_reference.py:")
+    assert head.endswith(" in forward: rows: torch.Tensor = self.rows(ids)")
+    assert reason == "  IndexError: index out of range in self"
 
 
 def test_weights_are_read_as_they_are_stored(tmp_path: Path) -> None:
