@@ -36,6 +36,11 @@ def _additive() -> Tensor:
     return torch.full((LENGTH, LENGTH), torch.finfo(torch.float64).min, dtype=torch.float64).triu(1)
 
 
+def _slopes() -> Tensor:
+    at = torch.arange(LENGTH, dtype=torch.float64)
+    return -(at[:, None] - at).abs() * 2.0 ** -torch.arange(1, 9)[:, None, None]
+
+
 MASKS: dict[str, Callable[[Tensor], Tensor | None]] = {
     "none": lambda _: None,
     "full": lambda _: torch.ones(LENGTH, LENGTH, dtype=torch.bool),
@@ -43,6 +48,7 @@ MASKS: dict[str, Callable[[Tensor], Tensor | None]] = {
     "additive causal": lambda _: _additive(),
     "window": lambda _: _window(),
     "prefix": lambda _: _prefix(),
+    "of each head": lambda _: _slopes(),
     "padding": lambda seen: (seen >= 0)[:, None, None, :] & (torch.arange(LENGTH) < 12),
     "packed": lambda seen: ((seen[:, :, None] == seen[:, None]) & _causal())[:, None],
 }
