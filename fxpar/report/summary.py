@@ -13,6 +13,7 @@ from fxpar.emit.product import Product
 from fxpar.pipeline.cost import flops
 from fxpar.pipeline.stages import Stage
 from fxpar.shard.placement import Shard
+from fxpar.shard.table import Row
 
 _NUMBERED = re.compile(r"(.*?)\.?(\d+)(\..*)?")
 
@@ -30,21 +31,49 @@ def summary(product: Product, files: Mapping[str, int] | None = None) -> dict[st
         "axes": _axes(product),
         "stages": [_stage(product, stage) for stage in product.stages],
         "imbalance": product.cuts.imbalance,
-        "notes": list(manifest.notes),
+        "notes": [*manifest.notes, *_idle(product)],
         "files": dict(files or {}),
         "seconds": dict(product.seconds),
     }
 
 
 def _axes(product: Product) -> list[dict[str, Any]]:
-    """The rows of the table that this mesh splits something over, with the parameters they split."""
-    sizes = product.manifest.mesh
-    found = []
-    for axis, row in product.sharded.table.items():
-        over = [dim for dim in row.over if sizes.get(dim, 1) > 1]
-        if over:
-            found.append({"axis": axis, "over": over, "parameters": _split_by(product, axis)})
-    return found
+    """The rows of the table by which something of the model is split, with the parameters among it."""
+    splits = _splits(product)
+    rows = ((axis, [dim for dim in row.over if (axis, dim) in splits]) for axis, row in _table(product))
+    return [
+        {"axis": axis, "over": over, "parameters": _split_by(product, axis)} for axis, over in rows if over
+    ]
+
+
+def _table(product: Product) -> Iterable[tuple[str, Row]]:
+    return product.sharded.table.items()
+
+
+def _splits(product: Product) -> set[tuple[str | None, str]]:
+    """Each axis with each mesh dim over which some value or tensor of the model is split by it."""
+    sharded = product.sharded
+    layouts = [node.meta.get("held", {}) for node in sharded.graph.nodes]
+    layouts += [laid.held for laid in sharded.tensors.values()]
+    return {
+        (sharded.naming.axis(state.factor), dim)
+        for held in layouts
+        for dim, state in held.items()
+        if isinstance(state, Shard) and product.manifest.mesh.get(dim, 1) > 1
+    }
+
+
+def _idle(product: Product) -> list[str]:
+    """A note for each mesh dim that splits nothing."""
+    busy = {"pp", *(dim for _, dim in _splits(product))}
+    idle = [(dim, size) for dim, size in product.manifest.mesh.items() if size > 1 and dim not in busy]
+    rows = {dim: [axis for axis, row in _table(product) if dim in row.over] for dim, _ in idle}
+    return [
+        f"{dim} {size} splits nothing: its ranks all do the same work\n"
+        f"  the model has no {' or '.join(rows[dim]) or 'axis with a row for it'} that can be split; "
+        "`fxpar axes` prints what it has"
+        for dim, size in idle
+    ]
 
 
 def _split_by(product: Product, axis: str) -> int:
