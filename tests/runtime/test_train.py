@@ -164,9 +164,14 @@ def test_ranks_fail_together(folder: Path, what: str, said: str) -> None:
     script.write_text(FAILING.format(what=what))
     done = launch(script, "--device", "cpu", processes=2)
     assert done.returncode == 1
-    assert done.stderr.count(said) == 1
+    cause = done.stderr.partition("Root Cause")[2]
+    if "SIGKILL" in what:  # torchrun, which names the signal, may end the other rank before that has noticed
+        assert "SIGKILL" in cause
+        assert done.stderr.count(said) <= 1
+    else:
+        assert done.stderr.count(said) == 1
     assert done.stdout == ""
-    assert "rank      : 1 (local_rank: 1)" in done.stderr.partition("Root Cause")[2]
+    assert "rank      : 1 (local_rank: 1)" in cause
     told = [line for line in done.stderr.splitlines() if line.startswith("rank ") and said not in line]
     assert all(line.endswith(": stopped, as another rank has failed") for line in told)
 
