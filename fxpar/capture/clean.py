@@ -3,6 +3,7 @@
 to.dtype(x, its own dtype), alias, lift_fresh_copy, dropout(x, p, False), dropout(x, 0, True)  ->  x
 to.device(x, cpu, dtype), to.dtype_layout(x, dtype=...), type_as          ->  to.dtype(x, dtype)
 view(x, [-1, 64]), reshape(x, [-1, 64])                                  ->  reshape(x, [16, 64])
+broadcast_tensors([x, y])[0]                                             ->  x, or expand(x, [16, 64])
 arange(8, device=cpu, pin_memory=False)                                  ->  arange(8), meta["creates"]
 _assert_tensor_metadata(...) and other checks                            ->  nothing
 """
@@ -98,6 +99,22 @@ def _literal_sizes(node: fx.Node) -> None:
     node.args, node.kwargs = (node.args[0], list(node.meta["val"].shape)), {}
 
 
+def _is_broadcast(node: fx.Node) -> bool:
+    return is_op(node, aten.broadcast_tensors)
+
+
+def _broadcast(node: fx.Node) -> None:
+    """Each tensor on its own, expanded where it is smaller than the result."""
+    tensors: Any = node.args[0]
+    for taken in list(node.users):
+        source, shape = tensors[taken.args[1]], list(taken.meta["val"].shape)
+        if list(source.meta["val"].shape) == shape:
+            replace(taken, source)
+        else:
+            taken.target, taken.args = aten.expand.default, (source, shape)
+    node.graph.erase_node(node)
+
+
 def _takes_device(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and any(argument.name == "device" for argument in schema.arguments)
@@ -117,5 +134,6 @@ def _portable(node: fx.Node) -> None:
 _REWRITES: list[tuple[Callable[[fx.Node], bool], Callable[[fx.Node], None]]] = [
     (_is_cast, _cast),
     (_is_sized, _literal_sizes),
+    (_is_broadcast, _broadcast),
     (_takes_device, _portable),
 ]

@@ -39,6 +39,18 @@ FORMS: list[tuple[Callable[[Tensor], Tensor], list[str]]] = [
     (lambda x: x.detach() + 1, ["aten.add.Tensor(x, 1)"]),
     (lambda x: nn.functional.dropout(x, 0.5, training=False) + 1, ["aten.add.Tensor(x, 1)"]),
     (lambda x: (x * 2, x + 1)[1], ["aten.add.Tensor(x, 1)"]),
+    (
+        lambda x: nn.functional.mse_loss(x, x + 1),
+        ["aten.add.Tensor(x, 1)", "aten.mse_loss.default(x, add)"],
+    ),
+    (
+        lambda x: torch.stack(torch.broadcast_tensors(x, x[0])),
+        [
+            "aten.select.int(x, 0, 0)",
+            "aten.expand.default(select, [3, 4])",
+            "aten.stack.default([x, expand])",
+        ],
+    ),
 ]
 
 
