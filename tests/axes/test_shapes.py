@@ -53,7 +53,7 @@ from fxpar.axes.factor import resolve
         ("aten.diff.default", "f[4,6], 1, 1", "d0 !d1 -> d0 !new1"),
         ("aten.diff.default", "f[4,6], 1, 1, f[4,1]", "!0 !1, !0 1 -> !o0 !o1"),
         ("aten.mse_loss.default", "f[4,6], f[6], 0", "d0 d1, d1 -> d0 d1"),
-        ("aten.mse_loss.default", "f[4,6], f[4,6], 1", "!d0 !d1, !d0 !d1 -> "),
+        ("aten.mse_loss.default", "f[4,6], f[4,6], 1", "d0 d1, d0 d1 -> "),
         ("aten.mse_loss.default", "f[4,6], f[4,6], 2", "d0+ d1+, d0+ d1+ -> "),
         ("aten._weight_norm.default", "f[4,6,2], f[1,1,2], 2", "!0 !1 d2, 1 1 d2 -> !0 !1 d2"),
         ("aten._weight_norm.default", "f[4,6], f[1], -1", "!0 !1, 1 -> !o0 !o1"),
