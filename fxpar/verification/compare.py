@@ -72,7 +72,7 @@ def check(rank: Rank, batch: Mapping[str, Any], boxes: BoxesOf, reference: Refer
     counter.reset()
     loss, made = _step(rank, batch)
     counts = tuple(_counts(rank.groups))
-    outputs = rank.whole(made) if made is not None else []
+    outputs = dict(_outputs(rank.manifest, rank.whole(made) if made is not None else [], reference))
     part = _Part(reference, boxes)
     learning = [p for p in rank.parameters() if p.requires_grad]
     for parameter in learning:
@@ -86,7 +86,7 @@ def check(rank: Rank, batch: Mapping[str, Any], boxes: BoxesOf, reference: Refer
         rank=rank.groups.rank,
         loss=_difference(float(loss), reference.loss, reference.scales["loss"]),
         norm=_difference(norm, reference.norm, reference.scales["norm"]),
-        outputs=dict(_outputs(rank.manifest, outputs, reference)),
+        outputs=outputs,
         gradients=gradients,
         updates=part.errors("updated", _stored(rank)),
         counts=counts,

@@ -40,6 +40,24 @@ def test_a_partition_is_the_model(name: str) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+class Shown(nn.Module):
+    """It returns a parameter as it is: whoever holds on to it sees it change with the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 24), nn.Linear(24, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.down(torch.relu(self.up(x))).square().mean(), self.up.weight
+
+
+@pytest.mark.parametrize("plan", [fxpar.Plan(tp=2), fxpar.Plan(dp=2), fxpar.Plan(tp=2, pp=2)], ids=str)
+def test_outputs_are_compared_as_they_are_before_the_step(plan: fxpar.Plan) -> None:
+    batch = (torch.randn(4, 8, dtype=torch.float64),)
+    report = fxpar.verify(Shown().double(), batch, plan=plan, simulate=True)
+    assert report.output_error < 1e-12, report.text()
+
+
 @pytest.mark.parametrize("plan", [fxpar.Plan(tp=2, pp=2), fxpar.Plan(dp=2, cp=2, tp=2)], ids=str)
 def test_a_model_without_a_loss_is_given_one(plan: fxpar.Plan) -> None:
     model, inputs = subject_of("bert", loss=False)
