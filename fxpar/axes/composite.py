@@ -5,7 +5,7 @@ The grammar stands at the top of `rules/composites/attention.yaml`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from torch import fx
 from fxpar import yamlfile
 from fxpar.axes.factor import Dim, Factor, leaves
 from fxpar.axes.infer import Inference
-from fxpar.axes.links import FREE, SUM, Links
+from fxpar.axes.links import FREE, SUM, WHOLE, Links
 from fxpar.axes.schema import op_name
 from fxpar.errors import Place, RuleError
 
 FIELDS = ("composite", "product", "middle", "seen")
-PLACES = ("lead", "rows", "columns", "inner")
+PLACES = ("lead", "rows", "columns", "inner", "values")
 
 #: Further than this from the middle no product is looked for.
 REACH = 16
@@ -55,18 +55,20 @@ def _read(entry: yamlfile.Node) -> Composite:
 
 
 def sightings(
-    found: Inference, rules: Iterable[Composite], made_by_weight: set[Factor]
+    found: Inference, rules: Iterable[Composite], made_by_weight: set[Factor], dependent: Collection[fx.Node]
 ) -> Iterator[tuple[fx.Node, str, Factor]]:
     """Everything that is seen at composites: (the first product, the sighting, the factor).
 
-    `made_by_weight` are the factors that some weight makes, as against those of the batch.
+    `made_by_weight` are the factors that some weight makes, as against those of the batch; `dependent` are the nodes
+    that depend on inputs of the model.
     """
     for rule in rules:
         for node, links in found.links.items():
             if op_name(node) in rule.middle and links.ins:
-                first = _upwards(node, rule, found)
-                if first is not None and _downwards(node, rule, found):
-                    yield from _seen(first, found.links[first], rule, made_by_weight)
+                first, last = _upwards(node, rule, found), _downwards(node, rule, found)
+                if first and last and _along_columns(node, first, found, dependent):
+                    places = _places(found.links[first]) | {"values": _values(*last, found)}
+                    yield from _seen(first, places, rule, made_by_weight)
 
 
 def _upwards(node: fx.Node, rule: Composite, found: Inference) -> fx.Node | None:
@@ -83,15 +85,38 @@ def _upwards(node: fx.Node, rule: Composite, found: Inference) -> fx.Node | None
     return None
 
 
-def _downwards(node: fx.Node, rule: Composite, found: Inference) -> bool:
-    """Whether what the middle makes goes into a product."""
+def _downwards(node: fx.Node, rule: Composite, found: Inference) -> tuple[fx.Node, fx.Node] | None:
+    """The product that what the middle makes goes into, and which of its operands that is."""
     front = [node]
     for _ in range(REACH):
-        users = [user for n in front for user in n.users]
-        if any(op_name(user) in rule.product for user in users):
-            return True
-        front = [user for user in users if _passes(user, found)]
-    return False
+        uses = [(user, n) for n in front for user in n.users]
+        products = [(user, n) for user, n in uses if op_name(user) in rule.product]
+        if products:
+            return products[0]
+        front = [user for user, _ in uses if _passes(user, found)]
+    return None
+
+
+def _values(product: fx.Node, weights: fx.Node, found: Inference) -> list[Dim]:
+    """The dims of the last product that come from the values alone, not from the weights that the middle made."""
+    links = found.links[product]
+    first = links.operands[len(links.terms)] is weights
+    return _places(links)["columns" if first else "rows"]
+
+
+def _along_columns(node: fx.Node, first: fx.Node, found: Inference, dependent: Collection[fx.Node]) -> bool:
+    """Whether the middle runs along what the second operand alone has, and that operand is no weight: no router."""
+    links, middle = found.links[first], found.links[node]
+    operands = links.operands[len(links.terms) :]
+    along = [
+        dim
+        for role, kind in middle.roles.items()
+        if kind.meaning == WHOLE
+        for _, _, dim in middle.sites(role)
+    ]
+    run = {factor for dim in along for factor in leaves(dim)}
+    columns = {factor for dim in _places(links)["columns"] for factor in leaves(dim)}
+    return len(operands) == 2 and operands[1] in dependent and not run.isdisjoint(columns)
 
 
 def _passes(node: fx.Node, found: Inference) -> bool:
@@ -102,9 +127,9 @@ def _passes(node: fx.Node, found: Inference) -> bool:
 
 
 def _seen(
-    node: fx.Node, links: Links, rule: Composite, made_by_weight: set[Factor]
+    node: fx.Node, places: Mapping[str, list[Dim]], rule: Composite, made_by_weight: set[Factor]
 ) -> Iterator[tuple[fx.Node, str, Factor]]:
-    for place, dims in _places(links).items():
+    for place, dims in places.items():
         if place not in rule.seen:
             continue
         factors = list(dict.fromkeys(factor for dim in dims for factor in leaves(dim)))
@@ -118,7 +143,7 @@ def _seen(
 
 def _places(links: Links) -> dict[str, list[Dim]]:
     """The dims of a product by the part that they play, leading dims first."""
-    places: dict[str, list[Dim]] = {place: [] for place in PLACES}
+    places: dict[str, list[Dim]] = {place: [] for place in ("lead", "rows", "columns", "inner")}
     for role, kind in links.roles.items():
         operands = {index - len(links.terms) for index, _, _ in links.sites(role) if index not in links.terms}
         made = any(True for _ in links.sites(role, outputs=True))

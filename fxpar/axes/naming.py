@@ -122,7 +122,7 @@ def name(
                 if position == 0:
                     seen[factor].setdefault(f"{label}.major{suffix}", node)
     by_weight = {factor for factor, labels in seen.items() if MADE_BY_WEIGHT in labels}
-    for node, label, factor in composite.sightings(found, composites, by_weight):
+    for node, label, factor in composite.sightings(found, composites, by_weight, dependent):
         seen[factor].setdefault(label, node)
     ordered = list(rules)
     named = {}

@@ -8,10 +8,14 @@ input of the head. The loss reduces one and two numbers a token.
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 
 import pytest
-from shard_case import Run
+import torch
+from shard_case import Case, Run
 from shard_models import BATCH, LAYERS, LENGTH, WIDTH, case
+from shard_models import MODELS as KNOWN
+from torch import nn
 
 MODELS = ["llama", "gpt2", "phi3", "bert"]
 BYTES = 8
@@ -118,3 +122,31 @@ def test_data_ranks_sum_every_gradient() -> None:
     for name, laid in sharded.tensors.items():
         if sharded.program.placeholder(name).meta["kind"] == "parameter":
             assert laid.reduce[:2] == ("dp", "cp"), name
+
+
+@cache
+def eager(name: str) -> Case:
+    """A model whose attention is written out as products and softmax."""
+    build, inputs = KNOWN[name]
+    torch.manual_seed(0)
+    model: nn.Module = build(attn_implementation="eager")  # type: ignore[call-arg]
+    return Case(model.double().train(), inputs())
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [*((name, mesh) for name in ("llama", "gpt2", "bert") for mesh in ("tp2", "cp2 tp2")), ("llama", "tp8")],
+)
+@pytest.mark.parametrize("table", ["default", "whole_sequence"])
+def test_attention_that_is_written_out_needs_no_more(name: str, mesh: str, table: str) -> None:
+    run, wanted = eager(name).check(mesh, table), case(name).check(mesh, table)
+    assert run.error < 1e-9, str(run)
+    assert not any("scaled_dot_product" in str(node.target) for node in run.sharded.graph.nodes)
+    assert inserted(run) == inserted(wanted)
+    for one, other in zip(run.counters, wanted.counters):
+        assert (one.calls(), one.bytes()) == (other.calls(), other.bytes())
+    for path, laid in wanted.sharded.tensors.items():
+        found = run.sharded.tensors[path]
+        assert (found.words, found.split_over, found.reduce) == (laid.words, laid.split_over, laid.reduce), (
+            path
+        )
