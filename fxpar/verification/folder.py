@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,18 @@ def _subject(folder: Path, made: Again, weights: ModelWeights) -> Subject:
     )
 
 
+def _check_unchanged(path: Path, manifest: Manifest) -> None:
+    """Raise CheckpointError if a file of weights is not what was written: there is nothing to hold it against."""
+    if not path.is_file() or path.name not in manifest.files:
+        return
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != manifest.files[path.name]:
+        raise CheckpointError(
+            f"{path.name} was changed since it was written", details=["partition the model again"]
+        )
+
+
 class RankFiles:
     """Whole tensors from the files of all ranks, put together by the boxes of the partition, one at a time."""
 
@@ -49,6 +62,7 @@ class RankFiles:
         for rank, names in enumerate(manifest.ranks):
             for name in names:
                 if name not in self._files:
+                    _check_unchanged(inside(folder, name), manifest)
                     self._add(inside(folder, name), partition.mesh.coordinate(rank))
         self._drawn = LAYOUT in manifest.files
 

@@ -89,6 +89,16 @@ def test_verify_a_folder_with_a_file_lost(copy: Path, fxpar: Command) -> None:
     assert "model-pp1-tp0.safetensors" in err
 
 
+def test_verify_a_folder_with_changed_weights(copy: Path, fxpar: Command) -> None:
+    path = copy / "model-pp1-tp0.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+    status, _, err = fxpar("verify", str(copy), "--simulate")
+    assert status == 2
+    assert "model-pp1-tp0.safetensors was changed since it was written" in err
+
+
 def test_verify_a_folder_of_another_plan(copy: Path, fxpar: Command) -> None:
     plan = copy / "plan.yaml"
     plan.write_text(plan.read_text().replace("1f1b", "gpipe"))
