@@ -34,9 +34,11 @@ def parallelize(
 
     `args` and `kwargs` are example inputs. Every process calls this with the same model, plan and examples, and later
     gives its module the same whole batches, of the sizes of the example; it gets the outputs of the whole model, in the
-    type that the model returns, with gradients complete on every rank. With several stages `module.step(batch)` runs
-    the schedule. Names in `state_dict` are those of the model. `weights` are read where the model lies on the meta
-    device. The model is left as it is, and is not needed afterwards.
+    type that the model returns. `backward()` and `module.step(batch)` leave gradients complete on every rank; with
+    several stages only `step` runs. `torch.autograd.grad` bypasses the parameters and with them these sums, and torch's
+    `clip_grad_norm_` knows a rank's slices only: use `module.clip_gradients_`. Names in `state_dict` are those of the
+    model. `weights` are read where the model lies on the meta device. The model is left as it is, and is not needed
+    afterwards.
 
         torch.distributed.init_process_group()
         module = fxpar.parallelize(model, fxpar.Plan(tp=2), kwargs=batch)
