@@ -162,9 +162,9 @@ def _fit_sizes(rule: OpRule, node: fx.Node, equation: Equation) -> None:
 
 
 def pointwise(count: int) -> Equation:
-    """The equation of an op on `count` tensors broadcast against each other."""
-    dots = Operand((("...",),))
-    return Equation((dots,) * count, (dots,))
+    """The equation of an op on up to `count` tensors broadcast against each other; others may be numbers."""
+    dots = (("...",),)
+    return Equation((Operand(dots, optional=True),) * count, (Operand(dots),))
 
 
 def dims_of(pieces: tuple[Pieces, ...]) -> Dims:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -18,7 +18,12 @@ from fxpar.axes.oprule import OpRule
 from fxpar.axes.schema import arguments, op_name, tensor_arguments
 from fxpar.axes.shapes import HANDLERS
 from fxpar.axes.unify import unify
+from fxpar.capture.functions import FunctionCall
+from fxpar.capture.joint import Tracer
 from fxpar.errors import CaptureError, Place, RuleError
+
+if TYPE_CHECKING:
+    from fxpar.axes.inner import Inner
 
 POINTWISE = "torch.Tag.pointwise"
 SLICES = ("aten.slice.Tensor", "aten.narrow.default")
@@ -36,6 +41,9 @@ class Inference:
     """Slices that together tile a dim: the sizes of all parts, and which part this one is."""
     tiles: dict[tuple[fx.Node, int], tuple[Dim, ...]] = field(default_factory=dict)
     """The parts of every tiled dim."""
+    inner: dict[fx.Node, Inner] = field(default_factory=dict)
+    """The inside of each call of a `torch.autograd.Function` that could be traced."""
+    tracer: Tracer = field(default_factory=Tracer)
 
     def of(self, node: fx.Node) -> Dims:
         """The resolved dims of a node with one output."""
@@ -47,21 +55,27 @@ def infer(graph: fx.Graph, rules: Mapping[str, OpRule]) -> Inference:
 
     Works on `meta['val']` alone; nothing is run. Source: union-find over dimension variables with refinement.
     """
-    found = Inference(tilings=_tilings(graph))
+    from fxpar.axes.inner import settle  # it infers as well
+
+    found = Inference(tilings=tilings(graph))
     for node in graph.nodes:
         if node.op == "placeholder":
             value = node.meta["val"]
             sizes = value.shape if isinstance(value, torch.Tensor) else ()
             found.dims[node] = (tuple(fresh(int(size)) for size in sizes),)
         elif node.op == "call_function":
-            _visit(node, rules, found)
+            visit(node, rules, found)
     for links in found.links.values():
         if links.kind == "reshape":
-            _regroup(links)
+            regroup(links)
+    for node, inner in found.inner.items():
+        if not settle(found.links[node], inner):
+            found.unknown[op_name(node)].append(node)
     return found
 
 
-def _visit(node: fx.Node, rules: Mapping[str, OpRule], found: Inference) -> None:
+def visit(node: fx.Node, rules: Mapping[str, OpRule], found: Inference) -> None:
+    """Find the dims and links of one call, from those of the nodes before it."""
     if op_name(node) == "operator.getitem":
         found.dims[node] = (found.dims[node.args[0]][node.args[1]],)  # type: ignore[index]
         return
@@ -75,6 +89,8 @@ def _visit(node: fx.Node, rules: Mapping[str, OpRule], found: Inference) -> None
         links = HANDLERS[rule.shape](Call(node, rule, arguments(node), operands, shapes, part))
     elif rule is not None and rule.equations:
         links = _by_equation(node, rule, found, shapes)
+    elif isinstance(node.target, FunctionCall):
+        links = _inside(Call(node, _NO_RULE, {}, operands, shapes), rules, found)
     if links is None:
         found.unknown[op_name(node)].append(node)
         links = HANDLERS["opaque"](Call(node, _NO_RULE, {}, operands, shapes))
@@ -82,6 +98,17 @@ def _visit(node: fx.Node, rules: Mapping[str, OpRule], found: Inference) -> None
     _check(node, rule or _NO_RULE, links, shapes)
     found.links[node] = links
     found.dims[node] = tuple(equations.dims_of(out) for out in links.outs)
+
+
+def _inside(call: Call, rules: Mapping[str, OpRule], found: Inference) -> Links | None:
+    """The links of a Function, which are settled when all factors are known."""
+    from fxpar.axes.inner import inside  # it infers as well
+
+    traced = inside(call, rules, found.tracer)
+    if traced is None:
+        return None
+    found.inner[call.node] = traced[1]
+    return traced[0]
 
 
 def _is_numeric(node: fx.Node) -> bool:
@@ -158,7 +185,7 @@ def _pointwise_rule(node: fx.Node) -> OpRule | None:
     return OpRule(op_name(node), Place(POINTWISE, 0), (equations.pointwise(count),))
 
 
-def _tilings(graph: fx.Graph) -> dict[fx.Node, tuple[tuple[int, ...], int]]:
+def tilings(graph: fx.Graph) -> dict[fx.Node, tuple[tuple[int, ...], int]]:
     """Slices of one dim that together tile it, without hole or overlap."""
     slices: dict[tuple[fx.Node, int], dict[tuple[int, int], list[fx.Node]]] = defaultdict(
         lambda: defaultdict(list)
@@ -208,7 +235,7 @@ def _tile(node: fx.Node, found: Inference) -> Dim | None:
     return found.tiles[source, dim][index]
 
 
-def _regroup(links: Links) -> None:
+def regroup(links: Links) -> None:
     """Cut a reshape's pieces by the final factors: what keeps its place in the flat order keeps its role."""
     sides = [
         [resolve(tuple(t for _, d in pieces for t in d)) for pieces in tensor]

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fxpar.axes.cut import cut_size
-from fxpar.axes.factor import Dim, resolve, text
+from fxpar.axes.factor import Dim, Factor, resolve, text
 from fxpar.axes.links import Dims
 from fxpar.axes.local import localize
 from fxpar.axes.schema import op_name
@@ -140,6 +140,7 @@ class Rewrite:
 
     def _plain(self, node: fx.Node, operands: tuple[fx.Node, ...]) -> fx.Node:
         """The same op on local operands, with local sizes."""
+        self._check_inside(node)
         target, args, kwargs = localize(
             node, self.problem.found, self._local_dim, lambda dim: self._length(node, dim)
         )
@@ -147,25 +148,42 @@ class Rewrite:
         args, kwargs = fx.node.map_arg((args, kwargs), lambda _: next(remaining))
         return self.call(target, args, kwargs, node)
 
+    def _check_inside(self, node: fx.Node) -> None:
+        """Raise ShardError for a Function that does something else on slices than on the whole."""
+        inner, cuts = self.problem.found.inner.get(node), self._cuts(node)
+        if inner is not None and cuts and not inner.agrees(cuts):
+            raise ShardError(
+                f"autograd.Function `{node.target.__name__}` computes something else on slices",  # type: ignore[union-attr]
+                details=[
+                    f"{node.meta.get('module') or 'the model'} ({node.meta.get('source')})",
+                    "it reads the sizes of its inputs: keep the axis whole in `splits`",
+                ],
+            )
+
     def _local_dim(self, node: fx.Node, index: int, dim: int) -> int:
         return local_shape(self.dims(node, index), self.held(node, index), self.problem.sizes)[dim]
 
     def _length(self, node: fx.Node, dim: Dim) -> int:
         """The local length of a part of a dim that the node's split cuts."""
-        cuts = {
+        return cut_size(resolve(dim), self._cuts(node))
+
+    def _cuts(self, node: fx.Node) -> dict[Factor, int]:
+        """The factors that a node is split on, and into how many parts each."""
+        return {
             d.splits[node].factor: self.problem.sizes[m]
             for m, d in self.decisions.items()
             if node in d.splits
         }
-        return cut_size(resolve(dim), cuts)
 
     def _local_val(self, node: fx.Node) -> Any:
         value = node.meta["val"]
         if isinstance(value, (list, tuple)):
             return type(value)(self._resized(node, v, i) for i, v in enumerate(value))
-        return self._resized(node, value, 0) if isinstance(value, torch.Tensor) else value
+        return self._resized(node, value, 0)
 
     def _resized(self, node: fx.Node, value: Any, index: int) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
         shape = local_shape(self.dims(node, index), self.held(node, index), self.problem.sizes)
         return value if tuple(value.shape) == shape else value.new_empty(shape)
 

@@ -106,7 +106,7 @@ def test_a_rule_of_a_function_with_its_own_gradient() -> None:
     graph = Graph()
     x = graph.input(torch.randn(4, 6))
     node = graph.call(FunctionCall(Scaled), x)
-    assert [*graph.infer().unknown] == [f"{__name__}.Scaled"]
+    assert not graph.infer().unknown
     text = f'- op: {__name__}.Scaled\n  equation: "... -> ..."\n'
     (entry,) = yamlfile.parse(text, "rules/ops/x.yaml", RuleError).list()
     found = infer(graph.graph, {f"{__name__}.Scaled": read(entry)[0]})
