@@ -14,10 +14,11 @@ from fxpar.axes.census import Census, census
 from fxpar.capture import source
 from fxpar.capture.capture import capture
 from fxpar.checkpoint.weights import Weights
+from fxpar.clock import Clock
 from fxpar.emit import folder
 from fxpar.emit.staging import check_target
 from fxpar.parallel import parallelize as parallelize
-from fxpar.passes import Clock, Partition, split
+from fxpar.passes import Partition, split
 from fxpar.plan import Plan
 from fxpar.rulebook import Rulebook
 from fxpar.runtime.load import load as load
@@ -83,9 +84,10 @@ def partition(
                 training=training,
                 weights=weights,
                 seed=plan.seed,
+                clock=clock,
             )
         else:
-            found = origin.of_module(model, inputs, weights=weights)
+            found = origin.of_module(model, inputs, weights=weights, clock=clock)
     made = split(found.program, plan, source=found.text, clock=clock)
     if out is not None:
         with clock.measure("write"):

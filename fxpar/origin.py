@@ -20,6 +20,7 @@ from fxpar.capture.program import Program
 from fxpar.capture.source import Source
 from fxpar.capture.tree import flatten
 from fxpar.checkpoint.weights import TensorWeights, Weights
+from fxpar.clock import Clock
 from fxpar.errors import ModelError
 
 
@@ -43,6 +44,7 @@ def of_source(
     training: bool = True,
     weights: Weights | bool = True,
     seed: int = 0,
+    clock: Clock | None = None,
 ) -> Origin:
     """Build a model without its parameters and capture it, in train or eval mode.
 
@@ -56,17 +58,19 @@ def of_source(
     if weights is True and found is None:
         model = source.build(real=True, seed=seed, dtype=dtype).train(training)
         found = TensorWeights(model.state_dict())
-    program = captured(model, example)
+    program = captured(model, example, clock)
     if _lacks_values(program):
-        program = captured(source.build(real=True, seed=seed, dtype=dtype).train(training), example)
+        program = captured(source.build(real=True, seed=seed, dtype=dtype).train(training), example, clock)
     return Origin(program, batch(model, example), found, source.text, source.companions())
 
 
-def of_module(model: nn.Module, inputs: Any, *, weights: Weights | bool = True) -> Origin:
+def of_module(
+    model: nn.Module, inputs: Any, *, weights: Weights | bool = True, clock: Clock | None = None
+) -> Origin:
     """Capture a module as it is: its mode, its dtype and, with `weights` True, its own parameters."""
     example = inputs if isinstance(inputs, Example) else _example(inputs)
     found = TensorWeights(model.state_dict()) if weights is True else weights or None
-    return Origin(captured(model, example), batch(model, example), found)
+    return Origin(captured(model, example, clock), batch(model, example), found)
 
 
 def _example(inputs: Any) -> Example:
@@ -77,12 +81,12 @@ def _example(inputs: Any) -> Example:
     return from_value(inputs, "inputs")
 
 
-def captured(model: nn.Module, example: Example) -> Program:
+def captured(model: nn.Module, example: Example, clock: Clock | None = None) -> Program:
     """Capture a model; one whose parameters are float64 stays in float64 throughout."""
     double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
     precision: AbstractContextManager[Any] = Float64() if double else nullcontext()
     with precision:
-        return capture(model, example.args, example.kwargs)
+        return capture(model, example.args, example.kwargs, clock=clock)
 
 
 def batch(model: nn.Module, example: Example) -> dict[str, torch.Tensor]:

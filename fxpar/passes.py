@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import gcd
 
 from torch import fx
 
 from fxpar.capture.program import Program
+from fxpar.clock import Clock
+from fxpar.collector import paused
 from fxpar.emit import manifest as manifests
 from fxpar.emit.manifest import TIME
 from fxpar.emit.module import emit_module
@@ -42,26 +41,12 @@ class Partition:
     texts: dict[str, str]
     """The emitted modules by file name: `stage_0.py`, ..., and `prepare.py` for several microbatches."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """What each pass took."""
+    """What each pass took; `export` is the part of `capture` that was `torch.export`."""
 
     @property
     def mesh(self) -> Mesh:
         """The mesh of the ranks; a dim of the plan's that is larger than what it splits is in pieces here."""
         return self.sharded.mesh
-
-
-class Clock:
-    """Takes the time of each pass."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Count the seconds inside to a pass."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def split(program: Program, plan: Plan, *, source: str = "", clock: Clock | None = None) -> Partition:
@@ -70,11 +55,15 @@ def split(program: Program, plan: Plan, *, source: str = "", clock: Clock | None
     `source` is how the user named the model. Raises PlanError, RuleError, ShardError or PipelineError for a plan that
     does not fit, all violations that were found at once.
     """
-    clock = clock or Clock()
+    with paused():
+        return _split(program, plan, source, clock or Clock())
+
+
+def _split(program: Program, plan: Plan, source: str, clock: Clock) -> Partition:
     with clock.measure("axes"):
         rulebook = Rulebook.load(plan.rules or ())
+    sharded, plan = _sharded(program, plan, rulebook, clock)
     with clock.measure("shard"):
-        sharded, plan = _sharded(program, plan, rulebook)
         several = (plan.microbatches or 1) > 1
         batch = cut_batch(sharded.graph, TIME) if several else None
     with clock.measure("pipeline"):
@@ -89,7 +78,7 @@ def split(program: Program, plan: Plan, *, source: str = "", clock: Clock | None
     return Partition(plan, program, sharded, batch, cuts, stages, manifest, texts, clock.seconds)
 
 
-def _sharded(program: Program, plan: Plan, rulebook: Rulebook) -> tuple[Sharded, Plan]:
+def _sharded(program: Program, plan: Plan, rulebook: Rulebook, clock: Clock) -> tuple[Sharded, Plan]:
     plan = plan.resolve(_batch_size(program))
     timed = {TIME: plan.microbatches} if plan.microbatches and plan.microbatches > 1 else {}
     sharded = shard(
@@ -100,6 +89,7 @@ def _sharded(program: Program, plan: Plan, rulebook: Rulebook) -> tuple[Sharded,
         rulebook.names,
         composites=rulebook.composites,
         timed=timed,
+        clock=clock,
     )
     return sharded, plan
 

@@ -84,7 +84,7 @@ def test_json_says_the_same(partition: Callable[..., Result]) -> None:
     stages = facts["stages"]
     assert facts["mesh"] == {"pp": 2, "dp": 1, "ep": 1, "cp": 1, "tp": 2}
     assert facts["files"] == {path.name: path.stat().st_size for path in Path("out").iterdir()}
-    assert set(facts["seconds"]) == {"capture", "axes", "shard", "pipeline", "emit", "write"}
+    assert set(facts["seconds"]) == {"capture", "export", "axes", "shard", "pipeline", "emit", "write"}
     assert {"axis": "ffn", "over": ["tp"], "parameters": 6} in facts["axes"]
     assert 0.7 < facts["split_fraction"] < 1
     assert facts["imbalance"] >= 0

@@ -58,7 +58,10 @@ def fresh(size: int, locked: bool = False) -> Dim:
 
 def resolve(dim: Dim) -> Dim:
     """The dim with every bound factor replaced by what it stands for, products and concatenations flattened."""
-    if all(isinstance(term, Factor) and term.bound is None for term in dim):
+    for term in dim:
+        if isinstance(term, Cat) or term.bound is not None:
+            break
+    else:
         return dim
     out: list[Term] = []
     for term in dim:

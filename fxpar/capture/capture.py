@@ -16,19 +16,27 @@ from fxpar.capture.functional import functional
 from fxpar.capture.gradient import mark_gradients
 from fxpar.capture.masks import mark_masks
 from fxpar.capture.program import Input, Program
+from fxpar.clock import Clock
+from fxpar.collector import paused
 from fxpar.errors import CaptureError
 
 _KINDS = ("parameter", "buffer", "constant", "input")
 _DOCUMENTED = ("val", "kind", "name", "module", "call", "source", "grad", "creates", "update")
 
 
-def capture(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Program:
+def capture(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    clock: Clock | None = None,
+) -> Program:
     """Capture a model as one flat graph of pre-dispatch ATen ops, in its present mode (train or eval) and dtype.
 
     `args` and `kwargs` are example inputs: nested lists and dicts of tensors, numbers and strings. Only sizes and
     dtypes of tensors are read, so that parameters and inputs may lie on the meta device, and nothing is allocated.
     The model is left as it was. Gradients of the graph are those of the model: regions without gradients, own
-    gradients of `torch.autograd.Function` and in-place ops are kept exactly.
+    gradients of `torch.autograd.Function` and in-place ops are kept exactly. `clock` takes the time of `export`.
 
     Raises CaptureError, naming the line, for what one graph cannot hold.
     """
@@ -37,9 +45,10 @@ def capture(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any
             "capture runs under autocast", details=["call it outside, with the model in the dtype of the run"]
         )
     try:
-        traced = trace(model, args, kwargs or {})
+        traced = trace(model, args, kwargs or {}, clock or Clock())
         ties = tied_names(model)
-        graph = _graph(traced, ties, model)
+        with paused():
+            graph = _graph(traced, ties, model)
     except CaptureError:
         raise
     except Exception as error:

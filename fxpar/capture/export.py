@@ -18,6 +18,7 @@ from fxpar.capture.arguments import arguments
 from fxpar.capture.fake import fake_like, fake_mode, faked
 from fxpar.capture.functions import Calls, kept
 from fxpar.capture.tree import flatten, leaf_names, plain
+from fxpar.clock import Clock
 from fxpar.errors import CaptureError
 
 #: The name of the model inside the module that is exported.
@@ -42,7 +43,7 @@ class Traced:
         return tuple(name or "0" for name in leaf_names(self.out_spec))
 
 
-def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Traced:
+def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], clock: Clock) -> Traced:
     """Export the model on fake tensors, training graph, not decomposed.
 
     Raises CaptureError where arguments do not fit `forward`, or are no tensors, numbers or strings; what goes wrong
@@ -53,7 +54,7 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> T
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     flat = [fake_like(leaf.detach(), mode) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     shell = _Shell(model, leaves, spec)
-    with _untouched(), _quiet(), faked(model, mode), kept() as calls:
+    with _untouched(), _quiet(), faked(model, mode), kept() as calls, clock.measure("export"):
         exported = torch.export.export(shell, tuple(flat), strict=False)
     return Traced(exported, names, shell.outputs, shell.out_spec, calls)
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import fx
+
+
+@cache
+def _aliasing(op: object) -> tuple[bool, bool]:
+    """Whether an op's schema says that it may give back memory of an operand, and that it writes to one."""
+    schema = getattr(op, "_schema", None)
+    infos = [argument.alias_info for argument in schema.arguments if argument.alias_info] if schema else []
+    return bool(infos), any(info.is_write for info in infos)
 
 
 def arguments(node: fx.Node) -> Iterator[tuple[torch.Argument, object]]:
@@ -21,7 +30,9 @@ def arguments(node: fx.Node) -> Iterator[tuple[torch.Argument, object]]:
 
 def written(node: fx.Node) -> list[fx.Node]:
     """The values that a node changes in place."""
-    found = []
+    found: list[fx.Node] = []
+    if not _aliasing(node.target)[1]:
+        return found
     for argument, value in arguments(node):
         if isinstance(value, fx.Node) and argument.alias_info is not None and argument.alias_info.is_write:
             found.append(value)
@@ -32,6 +43,8 @@ def aliased(node: fx.Node) -> fx.Node | None:
     """The operand whose memory a node's output shares by its schema, or None if the output is new."""
     if node.target is operator.getitem:
         return node.all_input_nodes[0]
+    if not _aliasing(node.target)[0]:
+        return None
     for argument, value in arguments(node):
         if isinstance(value, fx.Node) and argument.alias_info is not None:
             return value

@@ -17,6 +17,7 @@ from fxpar.capture.clean import moves_buffers
 from fxpar.errors import ShardError
 from fxpar.mesh import OpNumber
 from fxpar.shard.convert import Step, normal, order, step
+from fxpar.shard.fakes import Fakes
 from fxpar.shard.lower import lowering_of
 from fxpar.shard.lower.base import Site
 from fxpar.shard.lower.random import is_random
@@ -40,6 +41,9 @@ class Rewrite:
         self.converted: dict[tuple[fx.Node, frozenset[tuple[str, Placement]]], fx.Node] = {}
         self._shared: dict[object, fx.Node] = {}
         self._numbers = 0
+        self._fakes = Fakes()
+        self._dims: dict[tuple[fx.Node, int], Dims] = {}
+        self._held: dict[tuple[fx.Node, int], Held] = {}
 
     def run(self) -> fx.Graph:
         """Rewrite every node in order, then the outputs."""
@@ -60,15 +64,17 @@ class Rewrite:
 
     def held(self, node: fx.Node, index: int = 0) -> Held:
         """The placements of a node's output, without mesh dims over which it is Invariant."""
-        grad = bool(node.meta.get("grad"))
-        states = {
-            m: normal(d.states[node][index], grad) for m, d in self.decisions.items() if node in d.states
-        }
-        return {m: state for m, state in states.items() if state is not INVARIANT}
+        if (node, index) not in self._held:
+            grad, decided = bool(node.meta.get("grad")), self.decisions.items()
+            states = {m: normal(d.states[node][index], grad) for m, d in decided if node in d.states}
+            self._held[node, index] = {m: s for m, s in states.items() if s is not INVARIANT}
+        return self._held[node, index]
 
     def dims(self, node: fx.Node, index: int = 0) -> Dims:
         """The resolved dims of one output of a node."""
-        return tuple(resolve(dim) for dim in self.problem.found.dims[node][index])
+        if (node, index) not in self._dims:
+            self._dims[node, index] = tuple(resolve(dim) for dim in self.problem.found.dims[node][index])
+        return self._dims[node, index]
 
     def whole(self, old: fx.Node, consumer: fx.Node) -> fx.Node:
         """The new node that holds a value Invariant over every mesh dim; made again where that needs no collective."""
@@ -185,7 +191,7 @@ class Rewrite:
         if not isinstance(value, torch.Tensor):
             return value
         shape = local_shape(self.dims(node, index), self.held(node, index), self.problem.sizes)
-        return value if tuple(value.shape) == shape else value.new_empty(shape)
+        return self._fakes.like(value, shape)
 
     def _output(self, node: fx.Node) -> None:
         """Scalars and Partial outputs are completed; split ones stay, their placement is in `meta['held']`."""
@@ -237,7 +243,11 @@ class Rewrite:
         with self.positions.place(new, old, consumer, change.source is PARTIAL) as module:
             made = self.graph.call_function(change.operator, (new, *change.arguments))
         shape = local_shape(self.dims(old), held, self.problem.sizes)
-        made.meta = {"val": new.meta["val"].new_empty(shape), "grad": old.meta.get("grad"), "module": module}
+        made.meta = {
+            "val": self._fakes.like(new.meta["val"], shape),
+            "grad": old.meta.get("grad"),
+            "module": module,
+        }
         made.meta["source"] = old.meta.get("source", "")
         made.meta["call"] = old.meta.get("call", 0)
         made.meta["rule"] = self._rule(change, old, consumer)

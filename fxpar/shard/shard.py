@@ -12,6 +12,7 @@ from fxpar.axes.composite import Composite
 from fxpar.axes.factor import resolve, text
 from fxpar.axes.links import Dims
 from fxpar.capture.program import Program
+from fxpar.clock import Clock
 from fxpar.mesh import Mesh
 from fxpar.shard.assign import assign
 from fxpar.shard.check import check
@@ -35,21 +36,46 @@ def shard(
     *,
     composites: Sequence[Composite] = (),
     timed: Mapping[str, int] | None = None,
+    clock: Clock | None = None,
 ) -> Sharded:
     """Split a program over a mesh by a table of splits.
 
-    `timed` are further dims that are steps in time, not ranks: `{"mb": 4}` for four microbatches. Raises PlanError
-    for splits that do not divide, all at once, and ShardError where the graph cannot be split so.
+    `timed` are further dims that are steps in time, not ranks: `{"mb": 4}` for four microbatches. `clock` takes the
+    time of `axes` and of `shard`. Raises PlanError for splits that do not divide, all at once, and ShardError where
+    the graph cannot be split so.
     """
+    clock = clock or Clock()
+    with clock.measure("axes"):
+        found, named = _axes(program, ops, names, composites)
+    with clock.measure("shard"):
+        return _shard(program, mesh, table, found, named, timed or {})
+
+
+def _axes(
+    program: Program,
+    ops: Mapping[str, oprule.OpRule],
+    names: Sequence[naming.NamingRule],
+    composites: Sequence[Composite],
+) -> tuple[infer.Inference, naming.Naming]:
     found = infer.infer(program.graph, ops)
     inputs = [
         n for n in program.graph.find_nodes(op="placeholder") if n.meta["kind"] == "input" and _is_tensor(n)
     ]
-    named = naming.name(found, inputs, names, composites)
+    return found, naming.name(found, inputs, names, composites)
+
+
+def _shard(
+    program: Program,
+    mesh: Mesh,
+    table: Table,
+    found: infer.Inference,
+    named: naming.Naming,
+    timed: Mapping[str, int],
+) -> Sharded:
     mesh, table = cut_mesh(mesh, table, named)
-    sizes = {m: s for m, s in {**mesh.sizes, **(timed or {})}.items() if s > 1 and m in _used(table)}
+    sizes = {m: s for m, s in {**mesh.sizes, **timed}.items() if s > 1 and m in _used(table)}
     lazy = lazy_nodes(program.graph)
-    problem = Problem(program.graph, found, named, table, sizes, lazy, timed=frozenset(timed or ()))
+    problem = Problem(program.graph, found, named, table, sizes, lazy, timed=frozenset(timed))
     notes = assign(problem)
     decisions = {}
     for mesh_dim in sizes:
