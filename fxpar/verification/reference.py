@@ -193,7 +193,8 @@ def _differentiable(value: Any) -> bool:
 
 def _largest(tensor: Tensor) -> float:
     """The largest absolute value that is finite, zero if there is none."""
-    values = tensor.detach().abs().to(torch.float64) if not tensor.is_complex() else tensor.detach().abs()
+    values = tensor.detach()
+    values = values.abs() if values.is_complex() else values.to(torch.float64).abs()
     return float(values.where(values.isfinite(), 0).max()) if values.numel() else 0.0
 
 

@@ -103,6 +103,19 @@ def test_outputs_are_those_before_the_step() -> None:
     assert torch.equal(found.tensors.read("output:1"), Shown().weight.detach())
 
 
+class Masked(Small):
+    """It has a buffer of booleans."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([True, False]))
+
+
+def test_buffers_of_booleans() -> None:
+    found = subject(Masked(), (torch.ones(3, 4, dtype=torch.float64),), {}, fxpar.Plan()).reference()
+    assert found.scales["updated:mask"] == 1
+
+
 class Table(nn.Module):
     """It reads rows of a table."""
 
