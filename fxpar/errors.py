@@ -60,6 +60,10 @@ class ShardError(FxparError):
     """A graph that cannot be split as the plan says."""
 
 
+class MixingError(ShardError):
+    """A model that mixes the samples of a batch, and so cannot take them in microbatches."""
+
+
 class PipelineError(FxparError):
     """A graph that cannot be cut into the stages that the plan asks for."""
 

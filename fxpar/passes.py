@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import gcd
 
 from torch import fx
@@ -14,6 +14,7 @@ from fxpar.collector import paused
 from fxpar.emit import manifest as manifests
 from fxpar.emit.manifest import TIME
 from fxpar.emit.module import emit_module
+from fxpar.errors import MixingError
 from fxpar.mesh import Mesh
 from fxpar.pipeline import stages as pipeline
 from fxpar.pipeline.check import check
@@ -79,9 +80,23 @@ def _split(program: Program, plan: Plan, source: str, clock: Clock) -> Partition
 
 
 def _sharded(program: Program, plan: Plan, rulebook: Rulebook, clock: Clock) -> tuple[Sharded, Plan]:
-    plan = plan.resolve(_batch_size(program))
+    """The sharded program; in one microbatch where samples are mixed and no other number was asked for."""
+    resolved = plan.resolve(_batch_size(program))
+    try:
+        return _sharded_in_time(program, resolved, rulebook, clock), resolved
+    except MixingError as error:
+        if plan.microbatches is not None:
+            raise
+        resolved = replace(plan, microbatches=1)
+        sharded = _sharded_in_time(program, resolved, rulebook, clock)
+        place = error.details[0]
+        sharded.notes.append(f"one microbatch, so stages wait for each other: {error.what}, {place}")
+        return sharded, resolved
+
+
+def _sharded_in_time(program: Program, plan: Plan, rulebook: Rulebook, clock: Clock) -> Sharded:
     timed = {TIME: plan.microbatches} if plan.microbatches and plan.microbatches > 1 else {}
-    sharded = shard(
+    return shard(
         program,
         plan.mesh,
         rulebook.table(plan),
@@ -91,7 +106,6 @@ def _sharded(program: Program, plan: Plan, rulebook: Rulebook, clock: Clock) -> 
         timed=timed,
         clock=clock,
     )
-    return sharded, plan
 
 
 def _batch_size(program: Program) -> int:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
+from torch import Tensor, nn
 
+import fxpar
 from fxpar.capture import capture
+from fxpar.errors import MixingError
 from fxpar.passes import Partition, split
 from fxpar.plan import Plan
 
@@ -38,3 +42,57 @@ def test_all_layers_of_a_stage_are_one_class(partition: Partition) -> None:
     for stage in ("stage_0.py", "stage_1.py"):
         classes = [line for line in partition.texts[stage].splitlines() if line.startswith("class ")]
         assert len(classes) == 2
+
+
+class Parts(nn.Module):
+    """It returns its loss, what the loss is the sum of, and one of these scaled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8, dtype=torch.float64) for _ in range(2))
+        self.head = nn.Linear(8, 6, dtype=torch.float64)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        for layer in self.layers:
+            x = layer(x).relu()
+        logits = self.head(x)
+        near, far = F.cross_entropy(logits, labels), F.mse_loss(logits, logits.detach() + 1)
+        return {"loss": near + 0.1 * far, "near": near, "far": far}
+
+
+class Contrast(Parts):
+    """Its loss holds every sample against every other."""
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        for layer in self.layers:
+            x = layer(x).relu()
+        return {"loss": F.cross_entropy(x @ x.T, labels % 4)}
+
+
+def few() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {"x": torch.randn(4, 8, dtype=torch.float64), "labels": torch.tensor([0, -100, 5, 2])}
+
+
+def test_losses_in_parts_are_summed_over_microbatches() -> None:
+    report = fxpar.verify(Parts(), kwargs=few(), plan=Plan(pp=2), simulate=True)
+    assert report.ok, str(report)
+    partition = split(capture(Parts(), (), few()), Plan(pp=2))
+    assert partition.manifest.microbatches == 4
+    assert [output.time for output in partition.manifest.outputs] == ["sum"] * 3
+
+
+def test_samples_that_are_mixed_go_together() -> None:
+    partition = split(capture(Contrast(), (), few()), Plan(pp=2))
+    assert partition.manifest.microbatches == 1
+    (note,) = partition.manifest.notes
+    assert note.startswith(
+        "one microbatch, so stages wait for each other: microbatches mix at `aten.matmul.default`: it needs the whole "
+        "batch, the model (test_passes.py:"
+    )
+    assert fxpar.verify(Contrast(), kwargs=few(), plan=Plan(pp=2), simulate=True).ok
+
+
+def test_microbatches_that_were_asked_for_are_not_given_up() -> None:
+    with pytest.raises(MixingError, match="microbatches mix"):
+        split(capture(Contrast(), (), few()), Plan(pp=2, microbatches=2))

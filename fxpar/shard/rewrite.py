@@ -14,7 +14,7 @@ from fxpar.axes.links import Dims
 from fxpar.axes.local import localize
 from fxpar.axes.schema import op_name
 from fxpar.capture.clean import moves_buffers
-from fxpar.errors import ShardError
+from fxpar.errors import MixingError
 from fxpar.mesh import OpNumber
 from fxpar.shard.convert import Step, normal, order, step
 from fxpar.shard.fakes import Fakes
@@ -231,7 +231,7 @@ class Rewrite:
             return True
         if isinstance(change.target, Shard) and not grad:
             return False
-        raise ShardError(
+        raise MixingError(
             f"microbatches mix at `{op_name(consumer)}`: it needs the whole batch",
             details=[
                 f"{consumer.meta.get('module') or 'the model'} ({consumer.meta.get('source')})",

@@ -50,7 +50,7 @@ def walk(problem: Problem, mesh_dim: str) -> Decision:
 def _decide(problem: Problem, decision: Decision, node: fx.Node, links: Links) -> None:
     states = [None if n in problem.lazy else decision.state(n) for n in links.operands]
     outputs = len(links.outs)
-    if _stays_partial(node, links, states):
+    if _stays_partial(node, links, states, timed=decision.mesh_dim in problem.timed):
         decision.wants[node] = (PARTIAL,) * len(states)
         decision.states[node] = (PARTIAL,) * outputs
         return
@@ -91,14 +91,15 @@ def produced(node: fx.Node, links: Links, split: Split, meaning: str) -> tuple[P
     return tuple(outs)
 
 
-def _stays_partial(node: fx.Node, links: Links, states: list[Placement | None]) -> bool:
+def _stays_partial(node: fx.Node, links: Links, states: list[Placement | None], *, timed: bool) -> bool:
     """Partial in, Partial out: linear ops, and sums of Partial terms, of what nothing else needs.
 
-    What others need too is completed for them; then this node is better made of what is complete.
+    What others need too is completed for them; then this node is better made of what is complete. Over time nothing is
+    ever completed.
     """
     if not states or any(state is not PARTIAL for state in states):
         return False
-    if any(len(operand.users) > 1 for operand in links.operands):
+    if not timed and any(len(operand.users) > 1 for operand in links.operands):
         return False
     if links.terms and len(states) > 1:
         return len({tuple(n.meta["val"].shape) for n in links.operands}) == 1
