@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 import torch
+from models import Entry
 from torch import fx
 
 import fxpar
@@ -25,7 +26,6 @@ from fxpar.errors import FxparError
 from fxpar.passes import Partition, split
 from fxpar.plan import Plan
 from fxpar.shard.placement import Shard
-from models import Entry
 
 #: The columns of the table: a plan each.
 PLANS = {
@@ -150,7 +150,11 @@ def _is_convolved(node: fx.Node) -> bool:
 
 def _collectives(graph: fx.Graph) -> tuple[float, float]:
     """Of the layer with the most: conversions of the usual size or more, and smaller ones."""
-    found = [node for node in graph.nodes if _kind(node) in _TIMES and isinstance(node.meta.get("val"), torch.Tensor)]
+    found = [
+        node
+        for node in graph.nodes
+        if _kind(node) in _TIMES and isinstance(node.meta.get("val"), torch.Tensor)
+    ]
     layers = [(_LAYER.search(node.meta.get("module") or ""), node) for node in found]
     inside = [(match.string[: match.end()], node) for match, node in layers if match]
     if not inside:

@@ -5,8 +5,8 @@
     python benchmarks/zoo.py --write docs/models.md      write the table there
     python benchmarks/zoo.py --json                      one line of JSON a model
 
-All ranks run in one process. Exact is the loss, every gradient, their norm, the outputs, and the parameters after a step
-of AdamW, relative to the whole model's: 1e-9 in float64. Exit status 1 if a captured model is not exact everywhere.
+All ranks run in one process. Exact are the loss, every gradient, their norm, the outputs, and the parameters after a
+step of AdamW, relative to the whole model's: 1e-9 in float64. Exit status 1 if a model that is captured is not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from pathlib import Path
 import click
 import torch
 import transformers
-
 import trial as trials
 from models import Entry, entries
 from trial import DROPOUT, PLANS, Trial
@@ -45,7 +44,9 @@ or of a parameter after a step of AdamW, against the whole model on one device. 
 
 @click.command()
 @click.option("--only", multiple=True, help="A word that a name must hold; several: one of them.")
-@click.option("--column", "columns", multiple=True, type=click.Choice([*PLANS]), help="A plan; by default all.")
+@click.option(
+    "--column", "columns", multiple=True, type=click.Choice([*PLANS]), help="A plan; by default all."
+)
 @click.option("--dropout/--no-dropout", default=True, help="Try each model with dropout as well.")
 @click.option("--jobs", default=2, help="Processes at a time.")
 @click.option("--write", type=click.Path(path_type=Path), help="A Markdown file to write the table to.")
@@ -63,7 +64,10 @@ def main(
     if write:
         write.write_text(page(done, columns, dropout), encoding="utf-8")
     failed = [result.label for result in done if not result.refused and not result.exact]
-    print(f"{len(done)} models, {len(failed)} with something wrong: {', '.join(failed) or 'none'}", file=sys.stderr)
+    print(
+        f"{len(done)} models, {len(failed)} with something wrong: {', '.join(failed) or 'none'}",
+        file=sys.stderr,
+    )
     sys.exit(1 if failed else 0)
 
 
@@ -89,7 +93,9 @@ def line(trial: Trial) -> str:
         return f"{trial.label:36} not captured\n    " + trial.refused.replace("\n", "\n    ")
     cells = [f"{column} {cell(error)}" for column, error in trial.errors.items()]
     said = [error for error in trial.errors.values() if isinstance(error, str)]
-    head = f"{trial.label:36} {trial.split:4.0%}  {_layer(trial):>7}  {'  '.join(cells)}  {trial.seconds:.0f} s"
+    head = (
+        f"{trial.label:36} {trial.split:4.0%}  {_layer(trial):>7}  {'  '.join(cells)}  {trial.seconds:.0f} s"
+    )
     return "\n    ".join([head, *dict.fromkeys(said)])
 
 
@@ -128,7 +134,9 @@ def _refusals(done: Sequence[Trial]) -> list[str]:
                 said.setdefault(text, []).append(trial.label)
     if not said:
         return []
-    blocks = [f"{', '.join(dict.fromkeys(labels))}:\n\n```text\n{text}\n```\n" for text, labels in said.items()]
+    blocks = [
+        f"{', '.join(dict.fromkeys(labels))}:\n\n```text\n{text}\n```\n" for text, labels in said.items()
+    ]
     return ["## Refused\n", *blocks]
 
 

@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import torch
 from torch import fx
 
 from fxpar import yamlfile
 from fxpar.axes import composite
 from fxpar.axes.factor import Dim, Factor, leaves, resolve
 from fxpar.axes.infer import Inference
-from fxpar.axes.links import Links
+from fxpar.axes.links import SUM, Links
 from fxpar.errors import Place, RuleError
 
 #: How a dimension is seen that a weight makes.
 MADE_BY_WEIGHT = "linear.out"
+#: How a factor is seen whose elements something nonlinear is done to: inner features have it, ranks of two weights
+#: that are but one in two factors do not.
+ACTIVATION = "activation"
 
 FIELDS = ("axis", "seen", "any", "unseen", "at_least", "extends")
 
@@ -121,6 +125,9 @@ def name(
                 seen[factor].setdefault(label + suffix, node)
                 if position == 0:
                     seen[factor].setdefault(f"{label}.major{suffix}", node)
+        if _activates(node, links):
+            for factor in _untouched(links):
+                seen[factor].setdefault(ACTIVATION, node)
     by_weight = {factor for factor, labels in seen.items() if MADE_BY_WEIGHT in labels}
     for node, label, factor in composite.sightings(found, composites, by_weight, dependent):
         seen[factor].setdefault(label, node)
@@ -131,6 +138,29 @@ def name(
         if rule:
             named[factor] = rule
     return Naming(named, dict(seen), {rule.extends: rule.axis for rule in ordered if rule.extends})
+
+
+def _activates(node: fx.Node, links: Links) -> bool:
+    """Whether an op is neither linear nor random: a nonlinear function, or a product of values that both vary."""
+    if links.kind != "op" or links.terms or not links.ins or _sums(links):
+        return False
+    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return len(links.ins) > 1 if links.linear else not random
+
+
+def _sums(links: Links) -> bool:
+    return any(role.meaning == SUM for role in links.roles.values())
+
+
+def _untouched(links: Links) -> set[Factor]:
+    """The factors of all operands that the output has, too."""
+    ins = [
+        {f for pieces in tensor for _, dim in pieces for f in leaves(resolve(dim))} for tensor in links.ins
+    ]
+    outs = {
+        f for tensor in links.outs for pieces in tensor for _, dim in pieces for f in leaves(resolve(dim))
+    }
+    return outs.intersection(*ins)
 
 
 def _labels(links: Links) -> Iterator[tuple[str, Dim]]:

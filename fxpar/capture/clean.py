@@ -4,6 +4,7 @@ to.dtype(x, its own dtype), alias, lift_fresh_copy, dropout(x, p, False), dropou
 to.device(x, cpu, dtype), to.dtype_layout(x, dtype=...), type_as          ->  to.dtype(x, dtype)
 view(x, [-1, 64]), reshape(x, [-1, 64])                                  ->  reshape(x, [16, 64])
 broadcast_tensors([x, y])[0]                                             ->  x, or expand(x, [16, 64])
+new_zeros(x, [4, 8])                                                     ->  zeros([4, 8])
 arange(8, device=cpu, pin_memory=False)                                  ->  arange(8), meta["creates"]
 _assert_tensor_metadata(...) and other checks                            ->  nothing
 """
@@ -28,6 +29,12 @@ _IDENTITIES = (aten.alias, aten.lift_fresh_copy, aten.lift_fresh)
 _CASTS = (aten.to, aten.type_as, aten._to_copy)
 _SIZED = (aten.view.default, aten.reshape, aten._unsafe_view, aten.expand, aten.view_as, aten.reshape_as)
 _DROPOUTS = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
+_NEW = {
+    aten.new_zeros: aten.zeros.default,
+    aten.new_ones: aten.ones.default,
+    aten.new_empty: aten.empty.memory_format,
+    aten.new_full: aten.full.default,
+}
 _UNPORTABLE = ("device", "pin_memory", "layout")
 
 
@@ -115,6 +122,18 @@ def _broadcast(node: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
+def _is_new(node: fx.Node) -> bool:
+    return is_op(node, *_NEW)
+
+
+def _created(node: fx.Node) -> None:
+    """No element of the operand is read, so it is no operand."""
+    node.target = next(made for packet, made in _NEW.items() if is_op(node, packet))
+    value = node.meta["val"]
+    filled = node.args[2:] or [node.kwargs[name] for name in ("fill_value",) if name in node.kwargs]
+    node.args, node.kwargs = (list(value.shape), *filled), {"dtype": value.dtype}
+
+
 def _takes_device(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and any(argument.name == "device" for argument in schema.arguments)
@@ -135,5 +154,6 @@ _REWRITES: list[tuple[Callable[[fx.Node], bool], Callable[[fx.Node], None]]] = [
     (_is_cast, _cast),
     (_is_sized, _literal_sizes),
     (_is_broadcast, _broadcast),
+    (_is_new, _created),
     (_takes_device, _portable),
 ]

@@ -25,7 +25,7 @@ Uses = dict[fx.Node, list[tuple[fx.Node, Placement]]]
 
 def replicate(problem: Problem, decision: Decision) -> None:
     """Change the decisions for such regions, in place."""
-    uses = _uses(problem, decision)
+    uses = uses_of(problem, decision)
     region = {node for node in decision.states if _may(decision, node)}
     unfed = region
     while unfed:
@@ -40,7 +40,8 @@ def replicate(problem: Problem, decision: Decision) -> None:
         decision.splits.pop(node, None)
 
 
-def _uses(problem: Problem, decision: Decision) -> Uses:
+def uses_of(problem: Problem, decision: Decision) -> Uses:
+    """Every use of every value."""
     uses: Uses = defaultdict(list)
     for node, wants in decision.wants.items():
         for operand, want in zip(problem.found.links[node].operands, wants):

@@ -16,6 +16,7 @@ from fxpar.clock import Clock
 from fxpar.mesh import Mesh
 from fxpar.shard.assign import assign
 from fxpar.shard.check import check
+from fxpar.shard.hoist import hoist
 from fxpar.shard.lazy import settle
 from fxpar.shard.pieces import cut_mesh
 from fxpar.shard.placement import REPLICATE, Placement, Shard
@@ -82,6 +83,7 @@ def _shard(
         decisions[mesh_dim] = walk(problem, mesh_dim)
         if mesh_dim not in problem.timed:
             replicate(problem, decisions[mesh_dim])
+            hoist(problem, decisions[mesh_dim])
         settle(problem, decisions[mesh_dim])
     graph = Rewrite(problem, decisions).run()
     sharded = Sharded(program, mesh, table, graph, found, named, {}, (), notes)

@@ -94,12 +94,12 @@ def produced(node: fx.Node, links: Links, split: Split, meaning: str) -> tuple[P
 def _stays_partial(node: fx.Node, links: Links, states: list[Placement | None], *, timed: bool) -> bool:
     """Partial in, Partial out: linear ops, and sums of Partial terms, of what nothing else needs.
 
-    What others need too is completed for them; then this node is better made of what is complete. Over time nothing is
-    ever completed.
+    What others need too is completed for them; then this node is better made of what is complete. So is what falls into
+    parts: one sum instead of one for each. Over time nothing is ever completed.
     """
     if not states or any(state is not PARTIAL for state in states):
         return False
-    if not timed and any(len(operand.users) > 1 for operand in links.operands):
+    if not timed and (len(links.outs) > 1 or any(len(operand.users) > 1 for operand in links.operands)):
         return False
     if links.terms and len(states) > 1:
         return len({tuple(n.meta["val"].shape) for n in links.operands}) == 1

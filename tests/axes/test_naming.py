@@ -30,9 +30,28 @@ def test_a_feed_forward_block_between_norms() -> None:
     graph = Graph()
     x, up, down = (graph.input(torch.randn(size)) for size in ((4, 6, 8), (32, 8), (8, 32)))
     normed = graph.call(aten.layer_norm.default, x, [8])
-    inner = graph.call(aten.linear.default, normed, up)
+    inner = graph.call(aten.gelu.default, graph.call(aten.linear.default, normed, up))
     graph.call(aten.add.Tensor, x, graph.call(aten.linear.default, inner, down))
     assert words(graph, x, up, down) == ["batch 6 hidden", "ffn hidden", "hidden ffn"]
+
+
+def test_the_rank_of_two_weights_is_no_axis() -> None:
+    """Hu et al. 2021, LoRA: nothing stands between the two, save a scale and dropout."""
+    graph = Graph()
+    x, down, up, scale = (graph.input(torch.randn(size)) for size in ((4, 6, 8), (2, 8), (8, 2), ()))
+    inner = graph.call(aten.linear.default, graph.call(aten.layer_norm.default, x, [8]), down)
+    inner = graph.call(aten.mul.Tensor, graph.call(aten.dropout.default, inner, 0.5, True), scale)
+    graph.call(aten.add.Tensor, x, graph.call(aten.linear.default, inner, up))
+    assert words(graph, x, down, up) == ["batch 6 hidden", "2 hidden", "hidden 2"]
+
+
+def test_a_gate_makes_inner_features() -> None:
+    graph = Graph()
+    x, up, gate, down = (graph.input(torch.randn(size)) for size in ((4, 6, 8), (32, 8), (32, 8), (8, 32)))
+    normed = graph.call(aten.layer_norm.default, x, [8])
+    inner = [graph.call(aten.linear.default, normed, weight) for weight in (up, gate)]
+    graph.call(aten.add.Tensor, x, graph.call(aten.linear.default, graph.call(aten.mul.Tensor, *inner), down))
+    assert words(graph, x, up, gate, down) == ["batch 6 hidden", "ffn hidden", "ffn hidden", "hidden ffn"]
 
 
 def test_attention_with_fewer_key_heads() -> None:

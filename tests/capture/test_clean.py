@@ -31,6 +31,8 @@ FORMS: list[tuple[Callable[[Tensor], Tensor], list[str]]] = [
         ["aten.unsqueeze.default(x, 0)", "aten.expand.default(unsqueeze, [2, 3, 4])"],
     ),
     (lambda x: x.view_as(torch.zeros(12)), ["aten.reshape.default(x, [12])"]),
+    (lambda x: x.new_zeros(3), ["aten.zeros.default([3])"]),
+    (lambda x: x.new_full((3,), 2), ["aten.full.default([3], 2)"]),
     (lambda x: x + torch.arange(4, device="cpu"), ["aten.arange.default(4)", "aten.add.Tensor(x, arange)"]),
     (
         lambda x: x * torch.zeros_like(x, device="cpu"),
