@@ -70,7 +70,8 @@ class MixerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.patches(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
-        return x + self.channels(self.norms[1](x))
+        mixed: Tensor = x + self.channels(self.norms[1](x))
+        return mixed
 
 
 class Mixer(nn.Module):

@@ -173,7 +173,8 @@ def _kind(node: fx.Node) -> str:
 
 
 def _size(node: fx.Node) -> int:
-    return max(prod(n.meta["val"].shape) for n in (node, *node.all_input_nodes))
+    sizes: list[int] = [prod(n.meta["val"].shape) for n in (node, *node.all_input_nodes)]
+    return max(sizes)
 
 
 @contextlib.contextmanager

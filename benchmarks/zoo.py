@@ -84,7 +84,7 @@ def _run(chosen: Sequence[Entry], columns: Sequence[str], dropout: bool, jobs: i
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def line(trial: Trial) -> str:

@@ -14,7 +14,7 @@ from fxpar.axes.links import Dims
 from fxpar.axes.local import localize
 from fxpar.axes.schema import op_name
 from fxpar.capture.clean import moves_buffers
-from fxpar.errors import MixingError
+from fxpar.errors import MixingError, ShardError
 from fxpar.mesh import OpNumber
 from fxpar.shard.convert import Step, normal, order, step
 from fxpar.shard.fakes import Fakes
