@@ -101,6 +101,6 @@ def _over(rulebook: Rulebook, plan: Plan) -> dict[str, dict[str, int]]:
     """For each axis the mesh dims with several ranks that the plan divides it over."""
     sizes = {**plan.mesh.sizes, "mb": plan.microbatches or 1}
     return {
-        axis: {f"{m}?" if m in row.optional else m: sizes[m] for m in row.over if sizes[m] > 1}
+        axis: {word: sizes[m] for m, word in row.words.items() if sizes[m] > 1}
         for axis, row in rulebook.table(plan).items()
     }

@@ -67,7 +67,7 @@ def _splits(node: Node) -> Iterator[FxparError]:
 
 def _split(word: Node, axis: str, names: list[str]) -> None:
     """Check one mesh dim of a row, `names` being those before it."""
-    name = word.text().removesuffix("?")
+    name = word.text().removesuffix("?").removesuffix("~")
     if name == "pp":
         raise word.wrong("`pp` splits no axis: each of its ranks holds a stage", *suggest(name, SPLIT_DIMS))
     if name not in SPLIT_DIMS:

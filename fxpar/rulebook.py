@@ -104,7 +104,7 @@ def built_in() -> Path:
 
 
 def _words(row: splits.Row) -> list[str]:
-    return [f"{name}?" if name in row.optional else name for name in row.over]
+    return list(row.words.values())
 
 
 def _installed() -> list[str]:

@@ -43,7 +43,7 @@ def axes(partition: Partition) -> Drawing:
         300, 30, "What it makes of an embedding and a block, at tp = 2", anchor="start", size=14, bold=True
     )
     for number, row in enumerate(partition.sharded.table.values()):
-        over = [f"{dim}?" if dim in row.optional else dim for dim in row.over]
+        over = list(row.words.values())
         _row(picture, 20, 62 + 26 * number, row.axis, over)
     names = ("tokens", "blocks.0.attention.qkv", "blocks.0.attention.proj", "blocks.0.feed_forward.up")
     x = 300.0
@@ -55,7 +55,7 @@ def axes(partition: Partition) -> Drawing:
 
 def _row(picture: Drawing, x: float, y: float, axis: str, over: Sequence[str]) -> None:
     for rank in RANKS:
-        fill = shade(axis, rank) if {"tp", "tp?"} & {*over} else WHOLE
+        fill = shade(axis, rank) if {"tp", "tp?", "tp~"} & {*over} else WHOLE
         picture.rect(x + 12 * rank, y - 10, 12, 12, fill)
     dims = over[0] if len(over) == 1 else f"[{', '.join(over)}]"
     picture.words(x + 34, y, f"{axis}: {dims}", anchor="start", size=13, code=True)

@@ -50,8 +50,8 @@ class AxisRow:
 
     @property
     def fits(self) -> bool:
-        """Whether every instance divides over all that the plan asks for, optional mesh dims aside."""
-        return prod(size for name, size in self.over.items() if not name.endswith("?")) in self.divides
+        """Whether every instance divides over all that the plan asks for, but for mesh dims where it need not."""
+        return prod(size for name, size in self.over.items() if not name.endswith(("?", "~"))) in self.divides
 
 
 @dataclass(frozen=True)

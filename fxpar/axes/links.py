@@ -49,6 +49,8 @@ class Links:
     """The output of Partial operands is Partial."""
     terms: frozenset[int] = frozenset()
     """Operands that are added to a result that is summed over split roles: a bias."""
+    neutral: bool = True
+    """Zeros along a role that is summed over add nothing."""
     rule: str = ""
     sizes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Arguments that are the sizes of roles: `groups` of a convolution, `normalized_shape` of a norm."""

@@ -56,7 +56,9 @@ def loss(call: Call) -> Links:
     ]
     out = [piece(f"d{i}", dim) for i, dim in enumerate(roles)] if call.shapes[0] else []
     meanings = {f"d{i}": meaning for i in range(rank)}
-    return call.links(ins, [out], kind="op", linear=False, meanings=meanings)
+    links = call.links(ins, [out], kind="op", linear=False, meanings=meanings)
+    links.neutral = False
+    return links
 
 
 def weight_norm(call: Call) -> Links:

@@ -51,6 +51,7 @@ def _tensor(sharded: Sharded, laid: Laid, kind: str, stages: tuple[int, ...]) ->
         program.tensors[laid.name].requires_grad,
         laid.rule,
         laid.source,
+        {m: s.dim for m, s in _shards(laid) if s.factor.size % laid.sizes[m]},
     )
 
 

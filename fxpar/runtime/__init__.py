@@ -8,6 +8,7 @@ from fxpar.runtime.conversions import keep_on_first as keep_on_first
 from fxpar.runtime.conversions import reduce_scatter as reduce_scatter
 from fxpar.runtime.conversions import slice as slice
 from fxpar.runtime.conversions import sum_gradient as sum_gradient
+from fxpar.runtime.conversions import zero_padding as zero_padding
 from fxpar.runtime.embedding import embedding as embedding
 from fxpar.runtime.groups import Groups as Groups
 from fxpar.runtime.loss import count_targets as count_targets

@@ -14,6 +14,7 @@ from fxpar.emit.load import load_module
 from fxpar.runtime.groups import Groups
 from fxpar.runtime.manifest import Manifest
 from fxpar.runtime.module import retie
+from fxpar.runtime.padding import Padding
 from fxpar.runtime.rank import Rank
 
 #: Gives the rank's part of a parameter, buffer or constant by name.
@@ -31,15 +32,16 @@ def assemble(
 ) -> Rank:
     """Build the module of the rank that `groups` belong to.
 
-    `modules` has the texts (or paths) of the emitted modules by file name, `read` gives local tensors by name, which
-    are copied. Raises what `read` raises, and EmitError for a tensor of another shape than the module's.
+    `modules` has the texts (or paths) of the emitted modules by file name, `read` gives the rank's part of a tensor by
+    name. It is copied, with zeros behind it where the other ranks have more. Raises what `read` raises, and EmitError
+    for a tensor of another shape than the module's.
     """
     stage = manifest.stage_of(groups.rank)
     main = build(modules[f"stage_{stage.index}.py"], groups, device)
     prepare = build(modules["prepare.py"], groups, device) if manifest.prepared else None
     for module in (main, prepare):
         if module is not None:
-            fill(module, read)
+            fill(module, read, Padding.of(manifest, groups))
     return Rank(main, manifest, groups, prepare=prepare, out_spec=out_spec)
 
 
@@ -51,11 +53,11 @@ def build(module: str | Path, groups: Groups, device: torch.device | str) -> nn.
 
 
 @torch.no_grad()
-def fill(module: nn.Module, read: Read) -> None:
+def fill(module: nn.Module, read: Read, padding: Padding) -> None:
     """Copy values into every parameter and buffer of a module, each tied tensor once."""
     seen: set[int] = set()
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            tensor.copy_(read(name))
+            padding.fill(name, tensor, read(name))
     retie(module)

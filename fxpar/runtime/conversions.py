@@ -95,6 +95,15 @@ def keep_on_first(x: Tensor, group: str) -> Tensor:
     return result
 
 
+def zero_padding(x: Tensor, dim: int, group: str, *, layout: Sequence[int]) -> Tensor:
+    """S -> S: zeros in the padding of this rank's part along `dim`, forward and backward, whatever was in it.
+
+    `layout` is that of x, with the length of the whole.
+    """
+    result: Tensor = _zero_padding(x, dim, list(layout), group)
+    return result
+
+
 def _copy(x: Tensor, group: str) -> Tensor:
     find(group)
     return x.clone(memory_format=torch.contiguous_format)
@@ -122,7 +131,8 @@ def _gathered_shape(x: Tensor, dim: int, layout: list[int], group: str, backward
     _check_backward(backward, "reduce_scatter", "slice")
     dim = _position(x, dim)
     layouts.check(x.shape[dim], layout)
-    return _resized(x, dim, x.shape[dim] * find(group).size)
+    whole = layout[-1] if layouts.is_uneven(layout) else x.shape[dim] * find(group).size
+    return _resized(x, dim, whole)
 
 
 def _gather_gradient(grad: Tensor, dim: int, layout: list[int], group: str, backward: str) -> Tensor:
@@ -205,6 +215,21 @@ def _keep(x: Tensor, group: str) -> Tensor:
     return _copy(x, group) if find(group).index == 0 else x.new_zeros(x.shape)
 
 
+def _valid_only(x: Tensor, dim: int, layout: list[int], group: str) -> Tensor:
+    dim = _position(x, dim)
+    valid = layouts.valid(x.shape[dim], layout, find(group).index, x.device)
+    return x.where(valid.view([-1] + [1] * (x.dim() - 1 - dim)), 0)
+
+
+def _valid_shape(x: Tensor, dim: int, layout: list[int], group: str) -> Tensor:
+    layouts.check(x.shape[_position(x, dim)], layout)
+    return _same_shape(x, group)
+
+
+def _valid_gradient(grad: Tensor, dim: int, layout: list[int], group: str) -> Tensor:
+    return zero_padding(grad, dim, group, layout=layout)
+
+
 def _position(x: Tensor, dim: int) -> int:
     layouts.ensure(-x.dim() <= dim < x.dim(), lambda: f"dimension {dim} of a tensor of shape {list(x.shape)}")
     return dim % x.dim()
@@ -258,4 +283,11 @@ _all_to_all = define(
 )
 _keep_on_first = define(
     "keep_on_first(Tensor x, str group) -> Tensor", _keep, _same_shape, _unchanged, decompose=True
+)
+_zero_padding = define(
+    "zero_padding(Tensor x, int dim, SymInt[] layout, str group) -> Tensor",
+    _valid_only,
+    _valid_shape,
+    _valid_gradient,
+    decompose=True,
 )

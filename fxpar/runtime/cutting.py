@@ -7,9 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fxpar.runtime import layout as layouts
+
 
 def part(x: Tensor, dim: int, layout: Sequence[int], index: int, parts: int) -> Tensor:
     """Part `index` of `parts` of x along `dim`; `layout` lists [outer, inner] of each segment of one part."""
+    if layouts.is_uneven(layout):
+        return layouts.part(x, dim, layout, parts, index)
     pieces, start = [], 0
     for outer, inner in _pairs(layout):
         segment = x.narrow(dim, start, outer * parts * inner)
@@ -22,6 +26,8 @@ def part(x: Tensor, dim: int, layout: Sequence[int], index: int, parts: int) -> 
 
 def joined(pieces: Sequence[Tensor], dim: int, layout: Sequence[int]) -> Tensor:
     """The whole of which `part` makes these pieces."""
+    if layouts.is_uneven(layout):
+        return layouts.gathered(torch.stack(list(pieces)), dim, layout)
     segments, start = [], 0
     for outer, inner in _pairs(layout):
         taken = [_split(piece.narrow(dim, start, outer * inner), dim, (outer, inner)) for piece in pieces]

@@ -89,17 +89,17 @@ def _reader(folder: Path, manifest: Manifest, rank: int) -> Read:
         spec = manifest.tensors.get(name)
         if drawn is not None and spec is not None and spec.kind == "parameter":
             return drawn.read(name)
-        _fits(name, spec, files)
+        _fits(name, spec, files, manifest.grid.coordinate(rank))
         return files.read(name)
 
     return read
 
 
-def _fits(name: str, spec: TensorSpec | None, files: FileWeights) -> None:
+def _fits(name: str, spec: TensorSpec | None, files: FileWeights, coordinate: Mapping[str, int]) -> None:
     """Raise CheckpointError if a tensor of a file is not as the manifest says; the module checks those it omits."""
     found = files.shape(name), dtype_name(files.dtype(name))
-    if spec is not None and found != (spec.local_shape, spec.dtype):
-        wanted = f"{spec.dtype}{list(spec.local_shape)}"
+    if spec is not None and found != (spec.held_shape(coordinate), spec.dtype):
+        wanted = f"{spec.dtype}{list(spec.held_shape(coordinate))}"
         raise CheckpointError(f"`{name}` is {found[1]}{list(found[0])} in its file, not {wanted}")
 
 

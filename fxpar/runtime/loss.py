@@ -33,6 +33,7 @@ def cross_entropy(
     *,
     classes: str | None = None,
     count: Tensor | None = None,
+    whole: int | None = None,
 ) -> Tensor:
     """The loss that torch.nn.functional.cross_entropy gives for targets that are class indices.
 
@@ -40,13 +41,14 @@ def cross_entropy(
     is a group `classes`. target: [], [N] or [N, d1, ...], the same on all its ranks. weight: one a class, either of
     all classes or of this rank's. reduction: `mean`, `sum` or `none`. count: a scalar to divide a mean by, instead
     of the number (or weight) of this rank's counted targets; with that of all targets (`count_targets`), the losses
-    of the ranks that share the tokens add up to the mean over all.
+    of the ranks that share the tokens add up to the mean over all. whole: the number of all classes where that does not
+    divide; the last ranks' shares then end in padding, which does not count and has no gradient.
 
     The loss is computed in float32 at least and has the dtype of the logits (float32 under autocast). RuntimeError
     for a target that is no class.
     """
     result: Tensor = _cross_entropy(
-        logits, target, weight, reduction, ignore_index, label_smoothing, classes, count
+        logits, target, weight, reduction, ignore_index, label_smoothing, classes, count, whole
     )
     return result
 
@@ -83,10 +85,15 @@ class _Problem:
 
     @staticmethod
     def of(
-        logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, classes: str | None
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        classes: str | None,
+        whole: int | None,
     ) -> _Problem:
         dim = _class_dim(logits)
-        shard = Shard.of(logits.shape[dim], classes)
+        shard = Shard.of(logits.shape[dim], classes, whole)
         counted = target != ignore_index
         inside, index = shard.locate(target)
         dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -99,6 +106,15 @@ class _Problem:
         """A vector of one value a class, shaped to broadcast with the logits."""
         return values.view([-1] + [1] * (self.counted.dim() - self.dim))
 
+    def real(self, logits: Tensor) -> Tensor:
+        """The logits without padding."""
+        return logits.narrow(self.dim, 0, self.shard.real)
+
+    def zero_padding_(self, values: Tensor) -> Tensor:
+        """Put zeros where the classes are padding, in place."""
+        values.narrow(self.dim, self.shard.real, self.shard.length - self.shard.real).zero_()
+        return values
+
 
 def _forward(
     logits: Tensor,
@@ -109,10 +125,11 @@ def _forward(
     label_smoothing: float,
     classes: str | None,
     count: Tensor | None,
+    whole: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss; for backward, of each token (largest logit, log of the sum, weight, sum of weights); the divisor."""
     _check(logits, target, reduction)
-    problem = _Problem.of(logits, target, weight, ignore_index, classes)
+    problem = _Problem.of(logits, target, weight, ignore_index, classes, whole)
     problem.shard.check(target, problem.counted, "a target")
     top, sums = _reduced_sums(logits, problem, label_smoothing, classes)
     log_sum = sums["exp"].log()
@@ -132,9 +149,9 @@ def _reduced_sums(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Of each token the largest logit; and, of the logits less that and of the weights, the sums over all classes."""
     dim, weight = problem.dim, problem.weight
-    top = logits.amax(dim).to(problem.dtype)
+    top = _largest(logits, problem).to(problem.dtype)
     top = find(classes).all_reduce(top, "max") if classes else top
-    shifted = logits.to(problem.dtype) - top.unsqueeze(dim)
+    shifted = problem.zero_padding_(logits.to(problem.dtype) - top.unsqueeze(dim))
     target = shifted.gather(dim, problem.index.unsqueeze(dim)).squeeze(dim)
     sums = {"target": target.where(problem.inside, 0)}
     if label_smoothing:
@@ -142,10 +159,17 @@ def _reduced_sums(
     if weight is not None:
         sums["weight"] = weight[problem.index].where(problem.inside, 0)
         sums["weights"] = weight.sum().expand_as(top)
-    sums["exp"] = shifted.exp_().sum(dim)
+    sums["exp"] = problem.zero_padding_(shifted.exp_()).sum(dim)
     stacked = torch.stack(list(sums.values()))
     stacked = find(classes).all_reduce(stacked) if classes else stacked
     return top, dict(zip(sums, stacked.unbind()))
+
+
+def _largest(logits: Tensor, problem: _Problem) -> Tensor:
+    """The largest logit of each token; nothing is larger than that of a rank that has no class."""
+    if problem.shard.real == 0:
+        return logits.new_full(problem.counted.shape, -torch.inf)
+    return problem.real(logits).amax(problem.dim)
 
 
 def _divisor(token_weight: Tensor, reduction: str, count: Tensor | None) -> Tensor:
@@ -164,9 +188,10 @@ def _backward(
     ignore_index: int,
     label_smoothing: float,
     classes: str | None,
+    whole: int | None = None,
 ) -> Tensor:
     """The gradient of the logits, in one buffer: the softmax, scaled, less the smoothing, less the target's part."""
-    problem = _Problem.of(logits, target, weight, ignore_index, classes)
+    problem = _Problem.of(logits, target, weight, ignore_index, classes, whole)
     dim, dtype, none = problem.dim, problem.dtype, torch.zeros((), dtype=problem.dtype, device=grad.device)
     top, log_sum, token_weight, total_weight = statistics.unbind()
     each = torch.where(problem.counted, grad.to(dtype) / divisor, none)
@@ -179,7 +204,7 @@ def _backward(
         result.sub_(uniform if problem.weight is None else uniform * problem.along(problem.weight))
     target_part = torch.where(problem.inside, hard, none).neg()
     result.scatter_add_(dim, problem.index.unsqueeze(dim), target_part.unsqueeze(dim))
-    return result.to(logits.dtype)
+    return problem.zero_padding_(result).to(logits.dtype)
 
 
 def _forward_shapes(
@@ -193,13 +218,13 @@ def _forward_shapes(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, target, weight, _, ignore_index, label_smoothing, classes, _ = inputs
+    logits, target, weight, _, ignore_index, label_smoothing, classes, _, whole = inputs
     ctx.save_for_backward(logits, target, weight, *output[1:])
-    ctx.arguments = (ignore_index, label_smoothing, classes)
+    ctx.arguments = (ignore_index, label_smoothing, classes, whole)
 
 
 def _gradient(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    return (_cross_entropy_backward(grad, *ctx.saved_tensors, *ctx.arguments), *[None] * 7)
+    return (_cross_entropy_backward(grad, *ctx.saved_tensors, *ctx.arguments), *[None] * 8)
 
 
 def _loss(logits: Tensor, *arguments: Any) -> Tensor:
@@ -234,7 +259,8 @@ def _own_weights(weight: Tensor | None, shard: Shard) -> Tensor | None:
         weight.shape[0] == shard.whole,
         lambda: f"{weight.shape[0]} class weights for {shard.length} of {shard.whole} classes",
     )
-    return weight.narrow(0, shard.start, shard.length)
+    own = weight.narrow(0, min(shard.start, shard.whole), shard.real)
+    return torch.nn.functional.pad(own, [0, shard.length - shard.real])
 
 
 def _class_dim(logits: Tensor) -> int:
@@ -255,20 +281,20 @@ _SETTINGS = "int ignore_index, float label_smoothing, str? classes"
 
 _cross_entropy_forward = define(
     f"cross_entropy_forward(Tensor logits, Tensor target, Tensor? weight, str reduction, {_SETTINGS}, "
-    "Tensor? count) -> (Tensor, Tensor, Tensor)",
+    "Tensor? count, int? whole=None) -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_shapes,
 )
 _cross_entropy_backward = define(
     "cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, Tensor statistics, "
-    f"Tensor divisor, {_SETTINGS}) -> Tensor",
+    f"Tensor divisor, {_SETTINGS}, int? whole=None) -> Tensor",
     _backward,
     lambda _, logits, *__: logits.new_empty(logits.shape),
 )
 register_autograd(_cross_entropy_forward, _gradient, _save)
 _cross_entropy = define_composite(
     f"cross_entropy(Tensor logits, Tensor target, Tensor? weight, str reduction, {_SETTINGS}, "
-    "Tensor? count) -> Tensor",
+    "Tensor? count, int? whole=None) -> Tensor",
     _loss,
 )
 _count_targets = define(

@@ -23,7 +23,8 @@ class TensorSpec:
     """A parameter, buffer or constant: its global shape, what a rank holds, and what becomes of its gradient.
 
     `dims` are in factor notation, `placement` is in words; `split` are the mesh dims that split it, `reduce` those over
-    which its gradient is summed, `stages` the pipeline stages that hold it.
+    which its gradient is summed, `stages` the pipeline stages that hold it. `uneven` has the dim that a mesh dim splits
+    where it does not divide: the last ranks' parts end in padding there, which no file holds.
     """
 
     name: str
@@ -40,6 +41,14 @@ class TensorSpec:
     learns: bool = True
     rule: str = ""
     source: str = ""
+    uneven: Mapping[str, int] = field(default_factory=dict)
+
+    def held_shape(self, coordinate: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape of what the rank at a coordinate holds of the tensor, without padding."""
+        shape = list(self.local_shape)
+        for mesh_dim, dim in self.uneven.items():
+            shape[dim] = max(0, min(shape[dim], self.shape[dim] - coordinate[mesh_dim] * shape[dim]))
+        return tuple(shape)
 
 
 @dataclass(frozen=True)

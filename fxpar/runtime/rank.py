@@ -16,6 +16,7 @@ from fxpar.runtime.cutting import joined, part
 from fxpar.runtime.gradients import clip_gradients_, gradient_norm
 from fxpar.runtime.groups import Groups
 from fxpar.runtime.manifest import CutSpec, InputSpec, Manifest, OutputSpec
+from fxpar.runtime.padding import Padding
 from fxpar.runtime.pipeline import Pipeline
 from fxpar.runtime.random import Randomness, stream_seed
 from fxpar.runtime.reduction import Reduction
@@ -23,6 +24,9 @@ from fxpar.runtime.reduction import Reduction
 
 class Rank(nn.Module):
     """What one rank runs. Every rank is given the same whole batch; `state_dict` has the original names.
+
+    Where an axis does not divide, parameters and their gradients end in zeros on the last ranks (`padding`), which
+    `state_dict` leaves out.
 
     `stage` is the emitted module of the rank's stage, `prepare` that which makes of a batch what its microbatches need
     (None for one microbatch). With one stage `forward` gives the original outputs, with gradients; with several, use
@@ -52,6 +56,8 @@ class Rank(nn.Module):
         self.pipeline = Pipeline(stage, manifest.stage_of(groups.rank), groups, schedule=manifest.schedule)
         self.reduction = Reduction(stage, manifest, groups)
         self.randomness = Randomness(manifest.seed)
+        self.padding = Padding.of(manifest, groups)
+        self.padding.watch(self)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original model's outputs for a whole batch, gathered from all ranks; for a single stage only."""

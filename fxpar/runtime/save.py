@@ -61,7 +61,9 @@ def _write(rank: Rank, layout: Index, path: Path) -> None:
 def _tensors(rank: Rank) -> dict[str, torch.Tensor]:
     modules = [module for module in (rank.prepare, rank.stage) if module is not None]
     return {
-        name: t for module in modules for name, t in [*module.named_parameters(), *module.named_buffers()]
+        name: rank.padding.real(name, tensor)
+        for module in modules
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from math import prod
 
 from torch import fx
 
@@ -18,7 +19,7 @@ from fxpar.shard.table import Row
 
 
 def assign(problem: Problem) -> list[str]:
-    """Fill `problem.given`; returns a line for every instance of an optional split that stays whole.
+    """Fill `problem.given`; returns a line for every instance that stays whole, or is split unevenly.
 
     Raises PlanError (several as Violations) for every split that does not divide.
     """
@@ -28,7 +29,12 @@ def assign(problem: Problem) -> list[str]:
         over = [m for m in row.over if m in problem.sizes]
         failed: dict[tuple[str, int], list[Factor]] = defaultdict(list)
         for factor in [f for f in problem.naming.rules if problem.naming.axis(f) == axis]:
-            if over and not factor.locked and factor.bound is None:
+            if not over or factor.locked or factor.bound is not None:
+                continue
+            if mesh_dim := _unevenly(problem, row, over, factor):
+                problem.given[factor] = mesh_dim
+                notes.append(_shares(axis, factor.size, mesh_dim, problem.sizes[mesh_dim]))
+            else:
                 _assign(problem, over, factor, failed)
         for (mesh_dim, size), factors in failed.items():
             if mesh_dim in row.optional:
@@ -38,7 +44,7 @@ def assign(problem: Problem) -> list[str]:
             else:
                 errors.append(_violation(problem, row, mesh_dim, size, factors))
     raise_all(errors)
-    return notes
+    return list(dict.fromkeys(notes))
 
 
 def _assign(
@@ -59,6 +65,31 @@ def _assign(
             problem.naming.rules[piece] = problem.naming.rules[factor]
         problem.given[mine] = mesh_dim  # type: ignore[index]
         rest = others  # type: ignore[assignment]
+
+
+def _unevenly(problem: Problem, row: Row, over: list[str], factor: Factor) -> str | None:
+    """The mesh dim over which a factor that does not divide is split, if the table allows it for one.
+
+    What is stored must have the factor as a dim of its own, so that padding is behind everything in it.
+    """
+    if factor.size % prod(problem.sizes[m] for m in over) == 0:
+        return None
+    mesh_dim = next((m for m in over if m in row.uneven and m not in problem.timed), None)
+    stored = problem.graph.find_nodes(op="placeholder")
+    dims = (
+        resolve(d) for n in stored if n.meta["kind"] != "input" for dim in problem.found.dims[n] for d in dim
+    )
+    return mesh_dim if all(dim == (factor,) or factor not in leaves(dim) for dim in dims) else None
+
+
+def _shares(axis: str, size: int, mesh_dim: str, ranks: int) -> str:
+    """How many of an axis each rank has: `vocab = 97 is split unevenly over tp = 4: 25, 25, 25 and 22`."""
+    part = -(-size // ranks)
+    if size % ranks == 0:
+        return f"{axis} = {size} is split over {mesh_dim} = {ranks} alone: it does not divide over more"
+    shares = [str(max(0, min(part, size - index * part))) for index in range(ranks)]
+    shown = shares if ranks <= 8 else [shares[0], "...", *shares[-2:]]
+    return f"{axis} = {size} is split unevenly over {mesh_dim} = {ranks}: {', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def _violation(problem: Problem, row: Row, mesh_dim: str, size: int, factors: list[Factor]) -> FxparError:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
+from fxpar.axes.cut import cut_size, part_size
 from fxpar.axes.factor import Cat, Dim, Factor, Term, size_of
 from fxpar.axes.links import Dims
 from fxpar.shard.placement import Placements, shards_of
 
-#: (start, length) of consecutive indexes of a whole dim; a rank's runs stand in local order.
-Run = tuple[int, int]
+#: (start in the whole dim, start on the rank, length) of consecutive indexes; a rank's runs stand in local order.
+Run = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class Box:
 def boxes(
     dims: Dims, placements: Placements, sizes: Mapping[str, int], coordinate: Mapping[str, int]
 ) -> list[Box]:
-    """The boxes of the rank at `coordinate`, of a value with these resolved dims and placements."""
-    per_dim = [
-        _placed(dim_runs(dims[i], _chosen(placements, i, sizes, coordinate))) for i in range(len(dims))
-    ]
+    """The boxes of the rank at `coordinate`, of a value with these resolved dims and placements.
+
+    Where a factor does not divide, the last ranks' tensors end in padding, which is in no box. A rank that has
+    nothing but padding has one box of size 0.
+    """
+    per_dim = [dim_runs(dims[i], _chosen(placements, i, sizes, coordinate)) for i in range(len(dims))]
     return [
         Box(tuple(r[0] for r in spot), tuple(r[1] for r in spot), tuple(r[2] for r in spot))
         for spot in product(*per_dim)
@@ -49,49 +52,48 @@ def _chosen(
     return chosen
 
 
-def _placed(runs: list[Run]) -> list[tuple[int, int, int]]:
-    """(start in the whole, start on the rank, length) of each run."""
-    out, local = [], 0
-    for start, length in runs:
-        out.append((start, local, length))
-        local += length
-    return out
-
-
 def dim_runs(dim: Dim, chosen: Mapping[Factor, tuple[int, int]]) -> list[Run]:
     """The runs of a resolved dim that are left when each split factor keeps one of its parts."""
-    runs: list[Run] = [(0, 1)]
-    inner = 1
+    cuts = {factor: parts for factor, (parts, _) in chosen.items()}
+    runs: list[Run] = [(0, 0, 1)]
+    inner = local = 1
     for term in reversed(dim):
-        whole = runs == [(0, inner)]
+        whole = runs == [(0, 0, inner)] and local == inner
         mine = _term_runs(term, chosen)
         if whole:
-            runs = [(start * inner, length * inner) for start, length in mine]
+            runs = [(start * inner, at * inner, length * inner) for start, at, length in mine]
         else:
-            indexes = [i for start, length in mine for i in range(start, start + length)]
-            runs = [(i * inner + start, length) for i in indexes for start, length in runs]
-        inner *= term.size
-    return _joined(runs)
+            indexes = [(start + k, at + k) for start, at, length in mine for k in range(length)]
+            runs = [
+                (i * inner + start, j * local + at, length) for i, j in indexes for start, at, length in runs
+            ]
+        inner, local = inner * term.size, local * cut_size((term,), cuts)
+    return _joined(runs) or [(inner, 0, 0)]
 
 
 def _term_runs(term: Term, chosen: Mapping[Factor, tuple[int, int]]) -> list[Run]:
     if isinstance(term, Cat):
-        runs, start = [], 0
-        for part in term.parts:
-            runs += [(start + s, length) for s, length in dim_runs(part, chosen)]
-            start += size_of(part)
-        return runs
+        return _cat_runs(term, chosen)
     parts, index = chosen.get(term, (1, 0))
-    length = term.size // parts
-    return [(index * length, length)]
+    length = part_size(term, parts)
+    return [(index * length, 0, max(0, min(length, term.size - index * length)))]
+
+
+def _cat_runs(cat: Cat, chosen: Mapping[Factor, tuple[int, int]]) -> list[Run]:
+    cuts = {factor: parts for factor, (parts, _) in chosen.items()}
+    runs, start, local = [], 0, 0
+    for part in cat.parts:
+        runs += [(start + s, local + at, length) for s, at, length in dim_runs(part, chosen)]
+        start, local = start + size_of(part), local + cut_size(part, cuts)
+    return runs
 
 
 def _joined(runs: list[Run]) -> list[Run]:
-    """Runs that follow each other become one."""
+    """Runs that follow each other in the whole and on the rank become one; empty ones go."""
     out: list[Run] = []
-    for start, length in runs:
-        if out and out[-1][0] + out[-1][1] == start:
-            out[-1] = (out[-1][0], out[-1][1] + length)
-        else:
-            out.append((start, length))
+    for start, at, length in runs:
+        if out and (out[-1][0] + out[-1][2], out[-1][1] + out[-1][2]) == (start, at):
+            out[-1] = (out[-1][0], out[-1][1], out[-1][2] + length)
+        elif length:
+            out.append((start, at, length))
     return out

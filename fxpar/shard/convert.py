@@ -124,6 +124,15 @@ def step(
     return Step(mesh_dims, source, target, operator, arguments)
 
 
+def zeros(dims: Dims, held: Mapping[str, Placement], mesh_dim: str, sizes: Mapping[str, int]) -> Step:
+    """What puts zeros into the padding of a value that is split over a mesh dim by a factor that does not divide."""
+    shard = held[mesh_dim]
+    assert isinstance(shard, Shard)
+    spread = layout(dims[shard.dim], shard.factor, cuts_of(held, shard.dim, sizes))
+    arguments = (shard.dim, spread, GroupName(mesh_dim))
+    return Step((mesh_dim,), shard, shard, ops.zero_padding.default, arguments)
+
+
 _PLAIN: dict[tuple[Placement, Placement], Any] = {
     (INVARIANT, REPLICATE): ops.sum_gradient.default,
     (PARTIAL, INVARIANT): ops.all_reduce.default,

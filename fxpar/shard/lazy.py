@@ -19,7 +19,7 @@ from fxpar.capture.clean import moves_buffers
 from fxpar.shard.placement import INVARIANT, REPLICATE, Placement, Shard
 from fxpar.shard.problem import Problem
 from fxpar.shard.split import Split
-from fxpar.shard.walk import Decision, apply_split, role_at
+from fxpar.shard.walk import Decision, apply_split, may, role_at
 
 
 def settle(problem: Problem, decision: Decision) -> None:
@@ -58,7 +58,7 @@ def _settle(
     links = problem.found.links[node]
     wants = [demands[node, index] for index in range(len(links.outs))]
     split = _common(links, wants)
-    if split is not None:
+    if split is not None and may(problem, decision, node, links, split):
         apply_split(decision, node, links, split)
     else:
         state = _unsplit(node, [want for each in wants for want in each])

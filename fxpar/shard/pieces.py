@@ -72,5 +72,8 @@ def _renamed(row: Row, pieces: Mapping[str, tuple[str, int, int]], keep: int | N
     for dim in row.over:
         found = names(dim) if dim in pieces else (dim,)
         over += found if keep is None or dim not in pieces else found[keep : keep + 1]
-    optional = frozenset(p for dim in row.optional for p in (names(dim) if dim in pieces else (dim,)))
-    return replace(row, over=tuple(over), optional=optional)
+    optional, uneven = (
+        frozenset(p for dim in marked for p in (names(dim) if dim in pieces else (dim,)))
+        for marked in (row.optional, row.uneven)
+    )
+    return replace(row, over=tuple(over), optional=optional, uneven=uneven)

@@ -74,8 +74,16 @@ def layout(dim: Dim, factor: Factor, cuts: Mapping[Factor, int]) -> list[int]:
     """How the ranks' slices of a dim interleave when `factor` is gathered: [outer, inner] for each segment.
 
     The dim's local length is the sum of outer * inner; gathered it is (outer, ranks, inner), segment after segment.
-    `cuts` counts the split factor itself too.
+    Where the factor does not divide, the length of the gathered dim follows (see `fxpar.runtime.layout`). `cuts`
+    counts the split factor itself too.
     """
+    found = _layout(dim, factor, cuts)
+    if factor.size % cuts.get(factor, 1) == 0:
+        return found
+    return [*found, cut_size(dim, {other: parts for other, parts in cuts.items() if other is not factor})]
+
+
+def _layout(dim: Dim, factor: Factor, cuts: Mapping[Factor, int]) -> list[int]:
     outer = 1
     for position, term in enumerate(dim):
         if term is factor:
@@ -87,7 +95,7 @@ def layout(dim: Dim, factor: Factor, cuts: Mapping[Factor, int]) -> list[int]:
             return [
                 n * (inner if k % 2 else 1)
                 for part in term.parts
-                for k, n in enumerate(layout(part, factor, cuts))
+                for k, n in enumerate(_layout(part, factor, cuts))
             ]
         outer *= cut_size((term,), cuts)
     raise ValueError("the factor does not stand in the dim")

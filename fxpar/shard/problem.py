@@ -39,6 +39,10 @@ class Problem:
             return None
         return rank_of(self.table, self.naming.axis(factor), mesh_dim)
 
+    def is_uneven(self, factor: Factor, mesh_dim: str) -> bool:
+        """Whether the parts of a factor over a mesh dim are not all as long."""
+        return factor.size % self.sizes[mesh_dim] != 0
+
     def calls(self) -> Iterator[fx.Node]:
         """The call nodes, in order."""
         return (node for node in self.graph.nodes if node.op == "call_function")

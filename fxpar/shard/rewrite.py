@@ -16,7 +16,7 @@ from fxpar.axes.schema import op_name
 from fxpar.capture.clean import moves_buffers
 from fxpar.errors import MixingError, ShardError
 from fxpar.mesh import OpNumber
-from fxpar.shard.convert import Step, normal, order, step
+from fxpar.shard.convert import Step, normal, order, step, zeros
 from fxpar.shard.fakes import Fakes
 from fxpar.shard.lower import lowering_of
 from fxpar.shard.lower.base import Site
@@ -38,7 +38,7 @@ class Rewrite:
         self.graph = fx.Graph()
         self.positions = Positions(self.graph, problem.found)
         self.env: dict[fx.Node, fx.Node] = {}
-        self.converted: dict[tuple[fx.Node, frozenset[tuple[str, Placement]]], fx.Node] = {}
+        self.converted: dict[tuple[fx.Node, frozenset[tuple[str, Placement]] | str], fx.Node] = {}
         self._shared: dict[object, fx.Node] = {}
         self._numbers = 0
         self._fakes = Fakes()
@@ -207,7 +207,7 @@ class Rewrite:
     def _convert(self, old: fx.Node, wants: Mapping[str, Placement], consumer: fx.Node) -> fx.Node:
         """The value of an old node in the placement that a consumer wants, made once for all that want the same."""
         grad = bool(old.meta.get("grad"))
-        held, new = self.held(old), self.env[old]
+        held, new = self.held(old), self._zeroed(old, consumer)
         targets = {m: normal(wants.get(m, INVARIANT), grad) for m in self.decisions}
         changes = {m: (held.get(m, INVARIANT), t) for m, t in targets.items() if held.get(m, INVARIANT) != t}
         for mesh_dims in order(self.dims(old), changes, self.problem.sizes, self.problem.timed):
@@ -220,6 +220,18 @@ class Rewrite:
             key = (old, frozenset(held.items()))
             if key not in self.converted:
                 self.converted[key] = self._insert(change, new, old, held, consumer)
+            new = self.converted[key]
+        return new
+
+    def _zeroed(self, old: fx.Node, consumer: fx.Node) -> fx.Node:
+        """The value of an old node as it is held, with zeros in its padding where it has to have them."""
+        new, held = self.env[old], self.held(old)
+        for mesh_dim in [m for m, d in self.decisions.items() if old in d.zeroed]:
+            key = (old, mesh_dim)
+            if key not in self.converted:
+                self.converted[key] = self._insert(
+                    zeros(self.dims(old), held, mesh_dim, self.problem.sizes), new, old, held, consumer
+                )
             new = self.converted[key]
         return new
 

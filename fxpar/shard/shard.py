@@ -18,6 +18,7 @@ from fxpar.shard.assign import assign
 from fxpar.shard.check import check
 from fxpar.shard.hoist import hoist
 from fxpar.shard.lazy import settle
+from fxpar.shard.padding import zeroed
 from fxpar.shard.pieces import cut_mesh
 from fxpar.shard.placement import REPLICATE, Placement, Shard
 from fxpar.shard.problem import Problem, lazy_nodes
@@ -85,6 +86,7 @@ def _shard(
             replicate(problem, decisions[mesh_dim])
             hoist(problem, decisions[mesh_dim])
         settle(problem, decisions[mesh_dim])
+        decisions[mesh_dim].zeroed = zeroed(problem, decisions[mesh_dim])
     graph = Rewrite(problem, decisions).run()
     sharded = Sharded(program, mesh, table, graph, found, named, {}, (), notes)
     sharded.tensors = {n.meta["name"]: _laid(problem, decisions, n) for n in _stored(program.graph)}

@@ -16,6 +16,7 @@ from fxpar.shard.lower import LOWERINGS
 from fxpar.shard.placement import INVARIANT, PARTIAL, REPLICATE, Placement, Shard
 from fxpar.shard.problem import Problem
 from fxpar.shard.split import Split
+from fxpar.shard.uneven import allows
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Decision:
     wants: dict[fx.Node, tuple[Placement, ...]] = field(default_factory=dict)
     """The placement that a node wants of each of its operands (in the order of its links)."""
     splits: dict[fx.Node, Split] = field(default_factory=dict)
+    zeroed: set[fx.Node] = field(default_factory=set)
+    """Nodes whose value has to have zeros in its padding."""
 
     def state(self, node: fx.Node) -> Placement:
         """The placement of a node with one output."""
@@ -54,7 +57,8 @@ def _decide(problem: Problem, decision: Decision, node: fx.Node, links: Links) -
         decision.wants[node] = (PARTIAL,) * len(states)
         decision.states[node] = (PARTIAL,) * outputs
         return
-    split = _carried(links, states) if links.kind == "view" else _chosen(problem, decision, links, states)
+    carries = links.kind == "view"
+    split = (_carried if carries else _chosen)(problem, decision, node, links, states)
     if split is None:
         decision.wants[node] = (INVARIANT,) * len(states)
         decision.states[node] = (INVARIANT,) * outputs
@@ -112,14 +116,21 @@ def _not_narrower(node: fx.Node, links: Links) -> bool:
     return bool(dtype.itemsize >= links.operands[0].meta["val"].dtype.itemsize)
 
 
-def _carried(links: Links, states: list[Placement | None]) -> Split | None:
+def _carried(
+    problem: Problem, decision: Decision, node: fx.Node, links: Links, states: list[Placement | None]
+) -> Split | None:
     """A view never starts a split: it goes on with the first one that an operand has, if it can."""
     for index, state in enumerate(states):
         if isinstance(state, Shard):
             split = role_at(links, index, state)
-            if split is not None:
+            if split is not None and may(problem, decision, node, links, split):
                 return split
     return None
+
+
+def may(problem: Problem, decision: Decision, node: fx.Node, links: Links, split: Split) -> bool:
+    """Whether the factor of a split divides, or the node can do with one that does not."""
+    return not problem.is_uneven(split.factor, decision.mesh_dim) or allows(node, links, split)
 
 
 def role_at(links: Links, operand: int, state: Shard, *, output: bool = False) -> Split | None:
@@ -132,7 +143,7 @@ def role_at(links: Links, operand: int, state: Shard, *, output: bool = False) -
 
 
 def _chosen(
-    problem: Problem, decision: Decision, links: Links, states: list[Placement | None]
+    problem: Problem, decision: Decision, node: fx.Node, links: Links, states: list[Placement | None]
 ) -> Split | None:
     """The split of highest precedence: by row of the table, then one that an operand already has, then by role."""
     best: tuple[int, int, int] | None = None
@@ -142,7 +153,7 @@ def _chosen(
             continue
         for factor in links.factors(name):
             row = problem.rank(factor, decision.mesh_dim)
-            if row is None:
+            if row is None or not may(problem, decision, node, links, Split(name, factor)):
                 continue
             key = (row, 0 if _present(links, name, factor, states) else 1, position)
             if best is None or key < best:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxpar.checkpoint.weights import Box
 from fxpar.runtime.groups import Groups
 from fxpar.runtime.manifest import Manifest
+from fxpar.runtime.padding import Padding
 from fxpar.runtime.rank import Rank
 from fxpar.verification.objective import OBJECTIVE, Judged, judged
 from fxpar.verification.reference import Reference, relative
@@ -73,7 +74,7 @@ def check(rank: Rank, batch: Mapping[str, Any], boxes: BoxesOf, reference: Refer
     loss, made = _step(rank, batch)
     counts = tuple(_counts(rank.groups))
     outputs = dict(_outputs(rank.manifest, rank.whole(made) if made is not None else [], reference))
-    part = _Part(reference, boxes)
+    part = _Part(reference, boxes, rank.padding)
     learning = [p for p in rank.parameters() if p.requires_grad]
     for parameter in learning:
         if parameter.grad is None:
@@ -103,10 +104,10 @@ def _step(rank: Rank, batch: Mapping[str, Any]) -> tuple[Tensor, list[tuple[Any,
 
 
 class _Part:
-    """Compares a rank's tensors with their part of the whole ones."""
+    """Compares a rank's tensors with their part of the whole ones, and their padding with zeros."""
 
-    def __init__(self, reference: Reference, boxes: BoxesOf) -> None:
-        self.reference, self.boxes = reference, boxes
+    def __init__(self, reference: Reference, boxes: BoxesOf, padding: Padding) -> None:
+        self.reference, self.boxes, self.padding = reference, boxes, padding
         self.known = frozenset(reference.tensors.names())
 
     def errors(self, what: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
@@ -119,7 +120,7 @@ class _Part:
 
     def _error(self, key: str, name: str, tensor: Tensor) -> float:
         whole = self.reference.tensors.read(key, self.boxes(name))
-        return self.reference.error(key, tensor.detach().cpu(), whole)
+        return self.reference.error(key, tensor.detach().cpu(), self.padding.padded(name, whole))
 
 
 def _gradients(module: nn.Module) -> Iterable[tuple[str, Tensor]]:

@@ -23,6 +23,7 @@ from fxpar.pipeline.spec import ValueSpec
 from fxpar.runtime import conversions
 from fxpar.runtime.cutting import part
 from fxpar.runtime.groups import Groups
+from fxpar.runtime.layout import is_uneven
 from fxpar.runtime.manifest import CutSpec, Manifest, OutputSpec, dtype_name
 
 #: What the loss is called among the outputs, and the phase under which its own sums are counted.
@@ -84,6 +85,8 @@ class Judged(nn.Module):
             if weights.shape[cut.dim] > 1:
                 index, parts = self._groups.index(cut.mesh_dim), self._groups.size(cut.mesh_dim)
                 weights = part(weights, cut.dim, cut.layout, index, parts)
+        if any(is_uneven(cut.layout) for cut in spec.gather):
+            output = output.where(weights.to(output) != 0, 0)  # padding has no weight, and may hold anything
         result = term(output, weights)
         with self._groups.counter.phase(OBJECTIVE):
             for cut in spec.gather:

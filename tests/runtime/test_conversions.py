@@ -77,6 +77,9 @@ def calls(ranks: int) -> list[tuple]:
         (OPS.slice, (1, [], "pad")),
         (OPS.all_to_all, (0, [], 1, [2, 1])),
         (OPS.keep_on_first, ()),
+        (OPS.zero_padding, (1, [1, 2 * ranks, 4 * ranks - 1])),
+        (OPS.all_gather, (1, [1, 2 * ranks, 2 * ranks * ranks - (ranks > 1)], "slice")),
+        (OPS.slice, (1, [1, 3, 2 * ranks], "pad")),
     ]
 
 
@@ -86,7 +89,7 @@ def with_group(op, arguments: tuple, group: str) -> tuple:
     return (*arguments[:place], group, *arguments[place:])
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(13))
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_operators_are_registered_as_torch_wants(ranks, number):
     def run(_: int, groups: Groups) -> None:
@@ -98,7 +101,7 @@ def test_operators_are_registered_as_torch_wants(ranks, number):
     simulate(Mesh({"tp": ranks}), run)
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(13))
 def test_operators_trace_with_their_gradients(number):
     groups = alone(Mesh({"tp": 1}))
     op, arguments = calls(1)[number]
@@ -128,7 +131,8 @@ def test_shapes_may_be_symbolic():
         (lambda x, g: runtime.slice(x, 0, g), "3 does not divide over 2 ranks"),
         (lambda x, g: runtime.slice(x, 1, g, layout=[1, 2]), r"layout \[1, 2\] is of length 2, the part has 3"),
         (lambda x, g: runtime.all_gather(x, 2, g), r"dimension 2 of a tensor of shape \[3, 6\]"),
-        (lambda x, g: runtime.all_gather(x, 0, g, layout=[1, 2, 3]), "a layout is pairs"),
+        (lambda x, g: runtime.all_gather(x, 0, g, layout=[1, 2, 3]), "is of length 2, the part has 3"),
+        (lambda x, g: runtime.slice(x, 1, g, layout=[1, 4, 7]), r"2 parts of layout \[1, 4, 7\] are no whole of 6"),
         (lambda x, g: runtime.all_gather(x, 0, g, backward="pad"), "backward='pad' is none of reduce_scatter, slice"),
         (lambda x, g: runtime.slice(x, 1, g, backward="slice"), "backward='slice' is none of all_gather, pad"),
     ],
@@ -145,3 +149,38 @@ def test_wrong_sizes_are_refused_before_they_meet(call, message, device):
 def test_an_unknown_group_is_refused():
     with pytest.raises(RankError, match="no group is registered as `tp`"):
         runtime.all_reduce(torch.zeros(2), "tp")
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_what_does_not_divide(dim):
+    """7 over 3 ranks: parts end in zeros, wholes have no padding, gradients of padding are zero or dropped."""
+    whole = torch.arange(1.0, 43).view(7, 6) if dim == 0 else torch.arange(1.0, 43).view(7, 6).T.contiguous()
+    layout = [1, 3, 7]
+
+    def run(rank: int, groups: Groups) -> None:
+        x = whole.clone().requires_grad_()
+        own = runtime.slice(x, dim, groups.tp, layout=layout)
+        real = min(3, 7 - 3 * rank)
+        assert torch.equal(own.narrow(dim, 0, real), whole.narrow(dim, 3 * rank, real))
+        assert not own.narrow(dim, real, 3 - real).any()
+        junk = torch.where(own == 0, torch.nan, own).detach().requires_grad_()
+        assert torch.equal(runtime.all_gather(junk, dim, groups.tp, layout=layout), whole)
+        kept = runtime.zero_padding(junk, dim, groups.tp, layout=layout)
+        assert torch.equal(kept, own)
+        kept.backward(torch.ones_like(kept))
+        assert torch.equal(junk.grad, (own != 0).to(own))
+        own.backward(torch.full_like(own, 2))
+        assert torch.equal(x.grad, torch.full_like(x, 2))
+        summed = runtime.reduce_scatter(whole.clone().requires_grad_(), dim, groups.tp, layout=layout)
+        assert torch.equal(summed, own * 3)
+        y = whole.clone().requires_grad_()
+        runtime.slice(y, dim, groups.tp, layout=layout, backward="pad").sum().backward()
+        assert y.grad.narrow(dim, 3 * rank, real).eq(1).all()
+        assert y.grad.sum() == real * 6
+        part = own.detach().requires_grad_()
+        other = runtime.all_to_all(part, dim, 1 - dim, groups.tp, gather_layout=layout)
+        assert torch.equal(other, whole.narrow(1 - dim, 2 * rank, 2))
+        other.backward(other.detach())
+        assert torch.equal(part.grad, part.detach())
+
+    simulate(Mesh({"tp": 3}), run)

@@ -192,3 +192,42 @@ def test_what_does_not_fit_is_refused(call, message):
 def test_a_wrong_target_is_refused_on_every_rank():
     with pytest.raises(RankError, match="a target is not within the 12 rows or classes"):
         split(2, torch.randn(1, CLASSES), torch.tensor([CLASSES]))
+
+
+@pytest.mark.parametrize("ranks", [5, 8])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_classes_that_do_not_divide(reduction, weighted, smoothing, ranks):
+    """12 over 5 or 8 ranks, of which some have padding only: it may hold anything, and has no gradient."""
+    logits, target, weight = problem((9,))
+    options = {"label_smoothing": smoothing, "reduction": reduction}
+    grad = torch.rand(9, dtype=torch.float64) if reduction == "none" else None
+    part = -(-CLASSES // ranks)
+    padded = F.pad(logits, (0, part * ranks - CLASSES), value=torch.nan)
+    shares = F.pad(weight, (0, part * ranks - CLASSES)).split(part)
+
+    def run(rank: int, groups: Groups) -> tuple[Tensor, Tensor]:
+        x = padded.split(part, 1)[rank].clone().requires_grad_()
+        given = [None] if not weighted else [weight, shares[rank]]
+        losses = [
+            runtime.cross_entropy(x, target, w, classes=groups.tp, whole=CLASSES, **options) for w in given
+        ]
+        assert torch.equal(losses[0], losses[-1])
+        losses[0].backward(grad)
+        return losses[0].detach(), x.grad
+
+    results = simulate(Mesh({"tp": ranks}), run)
+    gradient = torch.cat([each for _, each in results], 1)
+    assert not gradient[:, CLASSES:].any()
+    expected = whole(logits, target, grad, weight=weight if weighted else None, **options)
+    close((results[0][0], gradient[:, :CLASSES]), expected)
+
+
+@pytest.mark.parametrize("wrong", [12, 14])
+def test_padding_is_no_class(wrong):
+    def run(_: int, groups: Groups) -> None:
+        runtime.cross_entropy(torch.randn(1, 3), torch.tensor([wrong]), classes=groups.tp, whole=12)
+
+    with pytest.raises(RankError, match="a target is not within the 12 rows or classes"):
+        simulate(Mesh({"tp": 5}), run)

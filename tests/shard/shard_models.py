@@ -73,7 +73,7 @@ def gpt2(dropout: float = 0.0, **config: Any) -> nn.Module:
     sizes = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "vocab_size": VOCAB, "n_positions": 64}
     drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
     ends = {"bos_token_id": 1, "eos_token_id": 2, "use_cache": False, "loss_type": "ForCausalLM"}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **drop, **ends, **config))
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes | drop | ends | config))
 
 
 def bert(**config: Any) -> nn.Module:
@@ -94,7 +94,7 @@ def t5(**config: Any) -> nn.Module:
         "vocab_size": VOCAB,
     }
     ends = {"decoder_start_token_id": 0, "pad_token_id": 0, "use_cache": False, "dropout_rate": 0.0}
-    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **ends, **config))
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes | ends | config))
 
 
 class Encoder(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import fx
 
-from fxpar.axes.factor import Factor
+from fxpar.axes.factor import Factor, size_of
 from fxpar.axes.links import Links
 from fxpar.axes.schema import arguments, op_name
 from fxpar.errors import ShardError
@@ -74,6 +74,12 @@ class Site:
             )
         return GroupName(joined([mesh_of[factor] for factor in leading if isinstance(factor, Factor)]))
 
+    def whole_length(self, role: str) -> int | None:
+        """The length of the role's whole dim, if the parts of it are padded; else the parts tell."""
+        dim = next(piece for _, _, piece in self.links.sites(role))
+        uneven = any(self.splits[m].factor.size % self.sizes[m] for m in self.split_over(role))
+        return size_of(dim) if uneven else None
+
     @property
     def coordinates(self) -> list[GroupIndex]:
         """This rank's coordinates on the mesh dims over which the output is split, to seed random ops."""
@@ -99,3 +105,5 @@ class Lowering:
     ops: tuple[str, ...]
     output: Callable[[fx.Node, str], Placement]
     rewrite: Callable[[Site], fx.Node | None]
+    uneven: Callable[[fx.Node, str], bool] = lambda _node, _role: False
+    """Whether a role may be split on a factor that does not divide: whether padding is left out."""

@@ -32,9 +32,9 @@ def _rewrite(site: Site) -> fx.Node | None:
     weight = site.operands[2] if len(site.operands) > 2 else None
     count = _count(site, given["ignore_index"]) if tokens and reduction == "mean" else None
     settings = (weight, reduction, given["ignore_index"], float(given["label_smoothing"]))
-    return site.builder.call(
-        torch.ops.fxpar.cross_entropy.default, (*site.operands[:2], *settings, group, count), {}, site.node
-    )
+    classes = site.whole_length("c") if group else None
+    args = (*site.operands[:2], *settings, group, count, *([] if classes is None else [classes]))
+    return site.builder.call(torch.ops.fxpar.cross_entropy.default, args, {}, site.node)
 
 
 def _count(site: Site, ignore_index: int) -> fx.Node:
@@ -52,4 +52,8 @@ def _count(site: Site, ignore_index: int) -> fx.Node:
     )
 
 
-LOWERING = Lowering("cross_entropy", ("aten.cross_entropy_loss.default",), _output, _rewrite)
+def _uneven(_node: fx.Node, role: str) -> bool:
+    return role == "c"
+
+
+LOWERING = Lowering("cross_entropy", ("aten.cross_entropy_loss.default",), _output, _rewrite, _uneven)

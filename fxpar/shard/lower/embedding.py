@@ -32,9 +32,13 @@ def _rewrite(site: Site) -> fx.Node | None:
         return None
     weight, ids = site.operands
     padding = int(site.argument("padding_idx"))
-    return site.builder.call(
-        torch.ops.fxpar.embedding.default, (ids, weight, site.group_over("v"), padding), {}, site.node
-    )
+    rows = site.whole_length("v")
+    args = (ids, weight, site.group_over("v"), padding, *([] if rows is None else [rows]))
+    return site.builder.call(torch.ops.fxpar.embedding.default, args, {}, site.node)
 
 
-LOWERING = Lowering("embedding", ("aten.embedding.default",), _output, _rewrite)
+def _uneven(_node: fx.Node, _role: str) -> bool:
+    return True
+
+
+LOWERING = Lowering("embedding", ("aten.embedding.default",), _output, _rewrite, _uneven)

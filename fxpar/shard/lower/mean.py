@@ -4,6 +4,7 @@
     mse_loss(x, y)   ->  mse_loss(slice of x, slice of y) / ranks
 
 All slices are of one length, so that the shares add up to the mean: a norm over all heads, a pooled sequence, a loss.
+Where they end in padding, that is zero, and the number of ranks is what the whole is in slices: 97 / 25.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from math import prod
 import torch
 from torch import fx
 
+from fxpar.axes.cut import part_size
+from fxpar.axes.factor import Factor
+from fxpar.axes.schema import op_name
 from fxpar.shard.lower.base import Lowering, Site
 from fxpar.shard.placement import PARTIAL, Placement
 
@@ -36,7 +40,9 @@ def _output(_node: fx.Node, _role: str) -> Placement:
 
 def _rewrite(site: Site) -> fx.Node | None:
     parts = prod(
-        site.sizes[m] for m, split in site.splits.items() if site.links.roles[split.role].meaning == "mean"
+        _parts(split.factor, site.sizes[m])
+        for m, split in site.splits.items()
+        if site.links.roles[split.role].meaning == "mean"
     )
     if parts == 1:
         return None
@@ -46,4 +52,13 @@ def _rewrite(site: Site) -> fx.Node | None:
     return builder.call(torch.ops.aten.div.Tensor, (mine, parts), {}, node)
 
 
-LOWERING = Lowering("mean", (*MEANS, *LOSSES), _output, _rewrite)
+def _parts(factor: Factor, ranks: int) -> float:
+    """How many parts make the whole, padding left out: what a rank has counts as much as the whole has of it."""
+    return factor.size / part_size(factor, ranks) if factor.size % ranks else ranks
+
+
+def _uneven(node: fx.Node, _role: str) -> bool:
+    return op_name(node) in MEANS
+
+
+LOWERING = Lowering("mean", (*MEANS, *LOSSES), _output, _rewrite, _uneven)
