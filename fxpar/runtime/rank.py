@@ -16,6 +16,7 @@ from fxpar.runtime.cutting import joined, part
 from fxpar.runtime.gradients import clip_gradients_, gradient_norm
 from fxpar.runtime.groups import Groups
 from fxpar.runtime.manifest import CutSpec, InputSpec, Manifest, OutputSpec
+from fxpar.runtime.module import compile_layers
 from fxpar.runtime.padding import Padding
 from fxpar.runtime.pipeline import Pipeline
 from fxpar.runtime.random import Randomness, stream_seed
@@ -95,6 +96,13 @@ class Rank(nn.Module):
         with torch.no_grad():
             loss, made = self.pipeline.evaluate(self.microbatches(self.bind((), batch)), everywhere=True)
             return loss, None if made is None else self._named(self.whole(made))
+
+    def compile(self, **options: Any) -> None:
+        """Let `torch.compile` compile the layers of the stage, in place; `options` are its own.
+
+        Layers of one class are compiled once, for all of them. What stands between layers runs as it is.
+        """
+        compile_layers(self.stage, **options)
 
     def gradient_norm(self) -> Tensor:
         """The L2 norm of all gradients of the whole model; every rank has to call it."""

@@ -63,6 +63,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> None:
     "Without any, the example that the model was captured with.",
 )
 @click.option("--evaluate", is_flag=True, help="Run forward only, once for each batch.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile layers by torch.compile, each class once.")
 @click.option("--save", "target", metavar="DIR", help="Write the trained parameters to a new folder.")
 @click.option("--device", metavar="TYPE", help="cpu, or a type of accelerator. Default: the accelerator.")
 @click.option("--timeout", type=float, default=120.0, show_default=True, help="Seconds to wait for a rank.")
@@ -84,6 +85,8 @@ def run(folder: Path, world: World, options: dict[str, Any]) -> None:
         device = world.device(options["device"])
         groups = _groups(manifest, world, device)
         rank = load(folder, groups, device)
+        if options["compiled"]:
+            rank.compile()
         (_evaluate if options["evaluate"] else _train)(rank, given, options)
         if options["target"]:
             save(rank, folder, Path(options["target"]))

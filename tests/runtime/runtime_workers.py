@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from runtime_cases import LAYOUTS, cases
+from runtime_layers import assert_compiles_alike, decoder
 
+import fxpar
 from fxpar import runtime
 from fxpar.mesh import Mesh
 from fxpar.runtime.gradients import ParameterGradient, clip_gradients_, reduce_gradients
@@ -114,3 +116,10 @@ def _compiled(rank: int, groups: Groups) -> None:
     assert "_c10d_functional.all_gather_into_tensor" in text
     assert "_c10d_functional.reduce_scatter_tensor" in text
     assert "torch.ops.fxpar" not in re.sub("#.*", "", text)
+
+
+def compiled_layers(_: int) -> None:
+    """Layers whose collectives are inside of what is compiled."""
+    model, batch = decoder()
+    module = fxpar.parallelize(model, fxpar.Plan(tp=2), kwargs=batch, device="cpu")
+    assert_compiles_alike(module, batch, "aot_eager")

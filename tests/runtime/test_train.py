@@ -119,6 +119,18 @@ def test_one_process_needs_no_launcher(
     assert read(capsys.readouterr().out) == [pytest.approx(each, rel=1e-9) for each in trained(gpt, 2)[0]]
 
 
+def test_layers_are_compiled_on_demand(
+    gpt: origin.Origin, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer: compiled.append(layer))
+    options = ["--steps", "1", "--lr", "0.01", "--clip", "0.5", "--device", "cpu", "--json"]
+    main(folder / "one", [*options, "--compile"])
+    assert len({type(layer) for layer in compiled}) == 1
+    assert len(compiled) == 2
+    assert read(capsys.readouterr().out) == [pytest.approx(each, rel=1e-9) for each in trained(gpt, 1)[0]]
+
+
 def test_evaluation_is_forward_only(
     gpt: origin.Origin, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
