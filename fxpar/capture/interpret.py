@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
 
 from fxpar.capture.program import Program
 
+#: Runs one node on the values of its arguments, on a device.
+Call: TypeAlias = Callable[[fx.Node, Mapping[fx.Node, Any], torch.device | None], Any]
+
+
+def call(node: fx.Node, values: Mapping[fx.Node, Any], device: torch.device | None = None) -> Any:
+    """Run one node on the values of its arguments; ops that create a tensor create it on `device`."""
+    arguments: Any = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = arguments
+    if node.meta.get("creates") and device is not None:
+        kwargs = {**kwargs, "device": device}
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
 
 def run(
-    program: Program, inputs: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None
+    program: Program,
+    inputs: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    *,
+    call: Call = call,
 ) -> list[Any]:
     """Interpret the graph and return its flat outputs, with gradients where the tensors require them.
 
     `inputs` are the arguments of `forward` by name. `tensors` replaces some of the program's tensors by name. Buffers
-    that the model updates are changed in place. Raises ModelError where the inputs do not fit.
+    that the model updates are changed in place. `call` is what runs a node. Raises ModelError where the inputs do not
+    fit.
     """
     flat = program.flat_inputs(inputs)
     held = {**program.tensors, **(tensors or {})}
@@ -34,16 +52,6 @@ def run(
         for done in last.get(node, ()):
             del values[done]
     return []
-
-
-def call(node: fx.Node, values: Mapping[fx.Node, Any], device: torch.device | None = None) -> Any:
-    """Run one node on the values of its arguments; ops that create a tensor create it on `device`."""
-    arguments: Any = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-    args, kwargs = arguments
-    if node.meta.get("creates") and device is not None:
-        kwargs = {**kwargs, "device": device}
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
 
 
 def _last_users(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

@@ -50,8 +50,8 @@ def command(
 
     OUT is a folder that `fxpar partition` wrote; its modules and files are run as they are. MODEL is as for
     `fxpar partition`, with the same options. Compared are the loss, every gradient, the gradient norm, the parameters
-    after a step of AdamW, and the outputs. The exit status is 1 where something is beyond the tolerance of the dtype,
-    or a rank fails.
+    after a step of AdamW, and the outputs; a model that draws random numbers is given those of the ranks. The exit
+    status is 1 where something is beyond the tolerance of the dtype, or a rank fails.
     """
     plan = _plan.read_plan(**given)
     if (Path(target) / "manifest.json").is_file():

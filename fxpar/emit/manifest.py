@@ -14,6 +14,7 @@ from fxpar.pipeline.stages import Stage
 from fxpar.runtime.manifest import CutSpec, InputSpec, OutputSpec, PreparedSpec, TensorSpec, dtype_name
 from fxpar.shard.batch import Batch
 from fxpar.shard.placement import Shard, cuts_of, layout
+from fxpar.shard.position import SEED
 from fxpar.shard.sharded import Laid, Sharded
 
 #: The pseudo mesh dim of microbatches.
@@ -163,7 +164,7 @@ def _flat(value: Any) -> Iterator[Any]:
 def needs_seed(graphs: Iterable[fx.Graph]) -> bool:
     """Whether a forward call draws random numbers."""
     return any(
-        n.name == "seed" and n.meta["kind"] == "prepared"
+        n.name == SEED and n.meta["kind"] == "prepared"
         for g in graphs
         for n in g.find_nodes(op="placeholder")
     )

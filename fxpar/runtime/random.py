@@ -14,11 +14,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxpar.runtime.layout import ensure
 from fxpar.runtime.library import define
 
 T = TypeVar("T")
+ATTENTION: Any = torch.ops.aten.scaled_dot_product_attention.default
 
 
 def dropout(
@@ -65,9 +67,15 @@ def seeded_call(
     *arguments: Any,
     **options: Any,
 ) -> T:
-    """Call a function that draws random numbers inside of `seeded`, on the device of its first tensor argument."""
+    """Call a function that draws random numbers inside of `seeded`, on the device of its first tensor argument.
+
+    Its tensors are made contiguous: torch draws in the order of memory, which may differ where values do not. Attention
+    draws for its weights alone, which are its own.
+    """
     tensors = (a for a in [*arguments, *options.values()] if isinstance(a, Tensor))
     device = next((tensor.device for tensor in tensors), torch.device(options.get("device") or "cpu"))
+    if function is not ATTENTION:
+        arguments, options = pytree.tree_map_only(Tensor, Tensor.contiguous, (arguments, options))
     with seeded(seed, op, coordinates, device):
         return function(*arguments, **options)
 

@@ -127,16 +127,17 @@ class Rank(nn.Module):
     def microbatches(self, inputs: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """What each microbatch is given by name."""
         count = self.manifest.microbatches
+        seed = self.randomness.next() if self.manifest.random else None
         if self.prepare is None:
             given: list[dict[str, Any]] = [dict(inputs)]
         else:
-            values = dict(zip((p.name for p in self.manifest.prepared), self.prepare(**inputs)))
+            whole = {**inputs} if seed is None else {**inputs, "step_seed": seed}
+            values = dict(zip((p.name for p in self.manifest.prepared), self.prepare(**whole)))
             given = [
                 {p.name: _part(values[p.name], p.cut, number, count) for p in self.manifest.prepared}
                 for number in range(count)
             ]
-        if self.manifest.random:
-            seed = self.randomness.next()
+        if seed is not None:
             for number, each in enumerate(given):
                 each["seed"] = stream_seed(seed, number)
         return given

@@ -70,8 +70,8 @@ def _dependent(graph: fx.Graph, roots: Iterable[fx.Node]) -> dict[fx.Node, None]
 
 
 def _used_by(node: fx.Node, late: dict[fx.Node, None], cuts: list[fx.Node]) -> bool:
-    """Whether what runs for each microbatch needs the node's value as a whole."""
-    return isinstance(node.meta["val"], torch.Tensor) and any(
+    """Whether what runs for each microbatch needs the node's value as a whole: a tensor, or the seed of the step."""
+    return isinstance(node.meta["val"], torch.Tensor | int) and any(
         user.op == "output" or (user in late and user not in cuts) for user in node.users
     )
 

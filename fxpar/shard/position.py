@@ -13,6 +13,9 @@ from torch import fx
 
 from fxpar.axes.infer import Inference
 
+#: The placeholders of the seed of one forward call, and of that of a step of several microbatches.
+SEED, STEP_SEED = "seed", "step_seed"
+
 
 class Positions:
     """Finds the place of each conversion while the new graph is being built."""
@@ -22,7 +25,7 @@ class Positions:
         self.found = found
         self.head: fx.Node | None = None
         """The last placeholder."""
-        self._seed: fx.Node | None = None
+        self._seeds: dict[str, fx.Node] = {}
 
     @contextmanager
     def place(self, new: fx.Node, old: fx.Node, consumer: fx.Node, completes: bool = False) -> Iterator[str]:
@@ -55,23 +58,17 @@ class Positions:
             yield
         self.head = stop.prev
 
-    def seed(self) -> fx.Node:
-        """The placeholder of the seed, after all others."""
-        if self._seed is None:
+    def seed(self, name: str) -> fx.Node:
+        """The placeholder of a seed, after all others, made when it is first asked for."""
+        if name not in self._seeds:
             last = next(node for node in reversed(self.graph.nodes) if node.op == "placeholder")
             with self.graph.inserting_after(last):
-                self._seed = self.graph.placeholder("seed")
-            self._seed.meta = {
-                "kind": "prepared",
-                "name": "seed",
-                "val": 0,
-                "grad": False,
-                "module": "",
-                "source": "",
-            }
+                made = self._seeds[name] = self.graph.placeholder(name)
+            kind = "prepared" if name == SEED else "input"
+            made.meta = {"kind": kind, "name": name, "val": 0, "grad": False, "module": "", "source": ""}
             if self.head is last:
-                self.head = self._seed
-        return self._seed
+                self.head = made
+        return self._seeds[name]
 
 
 def unit(path: str) -> str:

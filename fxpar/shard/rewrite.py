@@ -17,12 +17,13 @@ from fxpar.capture.clean import moves_buffers
 from fxpar.errors import MixingError, ShardError
 from fxpar.mesh import OpNumber
 from fxpar.shard.convert import Step, normal, order, step, zeros
+from fxpar.shard.draw import Draw, Part
 from fxpar.shard.fakes import Fakes
 from fxpar.shard.lower import lowering_of
 from fxpar.shard.lower.base import Site
-from fxpar.shard.lower.random import is_random
+from fxpar.shard.lower.random import draws, is_random
 from fxpar.shard.placement import INVARIANT, PARTIAL, Placement, Shard, local_shape, shards_of
-from fxpar.shard.position import Positions
+from fxpar.shard.position import SEED, STEP_SEED, Positions
 from fxpar.shard.problem import Problem
 from fxpar.shard.walk import Decision
 
@@ -40,7 +41,8 @@ class Rewrite:
         self.env: dict[fx.Node, fx.Node] = {}
         self.converted: dict[tuple[fx.Node, frozenset[tuple[str, Placement]] | str], fx.Node] = {}
         self._shared: dict[object, fx.Node] = {}
-        self._numbers = 0
+        self.draws: list[Draw] = []
+        """Every random op."""
         self._fakes = Fakes()
         self._dims: dict[tuple[fx.Node, int], Dims] = {}
         self._held: dict[tuple[fx.Node, int], Held] = {}
@@ -90,14 +92,37 @@ class Rewrite:
             self.converted[key] = new
         return self.converted[key]
 
-    def seed(self) -> fx.Node:
-        """The placeholder of the seed of one forward call, made when it is first asked for."""
-        return self.positions.seed()
+    def draw(
+        self,
+        site: Site,
+        target: Any,
+        first: tuple[Any, ...],
+        rest: tuple[Any, ...] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> fx.Node:
+        """Append a call that draws from the stream of its placement, and note it."""
+        stream = (self._seed(site), OpNumber(len(self.draws) + 1), site.coordinates)
+        new = self.call(target, (*first, *stream, *rest), dict(options or {}), site.node)
+        wants = {m: d.wants[site.node] for m, d in self.decisions.items()}
+        olds = {
+            operand: (old, self._part(old, {m: want[i] for m, want in wants.items()}))
+            for i, (operand, old) in enumerate(zip(site.operands, site.links.operands))
+        }
+        outputs = range(len(self.problem.found.dims[site.node]))
+        parts = tuple(self._part(site.node, self.held(site.node, i), i) for i in outputs)
+        self.draws.append(Draw(site.node, new, olds, parts))
+        return new
 
-    def number(self) -> OpNumber:
-        """A number that no other random op of the graph has."""
-        self._numbers += 1
-        return OpNumber(self._numbers)
+    def _seed(self, site: Site) -> fx.Node:
+        """The seed of a microbatch, or of the step for a value that is no part of a batch: there it is the same."""
+        seed, timed = self.positions.seed(SEED), self.problem.timed & self.problem.sizes.keys()
+        if not timed:
+            return seed
+        step_seed = self.positions.seed(STEP_SEED)
+        return seed if any(isinstance(site.held.get(m), Shard) for m in timed) else step_seed
+
+    def _part(self, node: fx.Node, held: Mapping[str, Placement], index: int = 0) -> Part:
+        return Part(self.dims(node, index), held, self.problem.sizes)
 
     def shared(self, key: object, make: Callable[[fx.Graph], fx.Node]) -> fx.Node:
         """A value that depends on nothing, made once at the head of the graph for all that ask with this key."""
@@ -141,7 +166,7 @@ class Rewrite:
         site = Site(
             self, node, operands, splits, self.held(node), links, self.problem.sizes, self.problem.timed
         )
-        lowering = lowering_of(node) if self.problem.sizes else None
+        lowering = lowering_of(node) if self.problem.sizes or draws(node) else None
         self.env[node] = (lowering.rewrite(site) if lowering else None) or self._plain(node, operands)
 
     def _plain(self, node: fx.Node, operands: tuple[fx.Node, ...]) -> fx.Node:

@@ -87,8 +87,9 @@ def _shard(
             hoist(problem, decisions[mesh_dim])
         settle(problem, decisions[mesh_dim])
         decisions[mesh_dim].zeroed = zeroed(problem, decisions[mesh_dim])
-    graph = Rewrite(problem, decisions).run()
-    sharded = Sharded(program, mesh, table, graph, found, named, {}, (), notes)
+    rewrite = Rewrite(problem, decisions)
+    graph = rewrite.run()
+    sharded = Sharded(program, mesh, table, graph, found, named, {}, (), tuple(rewrite.draws), notes)
     sharded.tensors = {n.meta["name"]: _laid(problem, decisions, n) for n in _stored(program.graph)}
     sharded.outputs = _outputs(problem, graph)
     check(sharded)

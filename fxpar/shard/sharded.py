@@ -15,6 +15,7 @@ from fxpar.axes.naming import Naming
 from fxpar.capture.program import Program
 from fxpar.mesh import Mesh
 from fxpar.shard.boxes import Box, boxes
+from fxpar.shard.draw import Draw
 from fxpar.shard.placement import Placement, Shard, local_shape
 from fxpar.shard.table import Table
 
@@ -72,6 +73,8 @@ class Sharded:
     """Parameters, buffers and constants by name."""
     outputs: tuple[Laid | None, ...]
     """The layout of every output as the graph gives it; None for outputs that are no tensors."""
+    draws: tuple[Draw, ...] = ()
+    """Every op that draws random numbers."""
     notes: list[str] = field(default_factory=list)
     """What was left whole although the table names it."""
 

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxpar.again import precision
-from fxpar.capture.failure import does_not_run
-from fxpar.capture.tree import plain
+from fxpar.capture.arguments import arguments
 from fxpar.checkpoint.weights import FileWeights, TensorWeights, Weights
 from fxpar.errors import ModelError
+from fxpar.passes import Partition
 from fxpar.runtime.manifest import Manifest, dtype_name
+from fxpar.verification.captured import check_captured
+from fxpar.verification.captured import outputs as outputs_of
 from fxpar.verification.objective import term, total, weight
+from fxpar.verification.replay import replay
 
 #: The largest relative error that counts as rounding, by the dtype of the parameters; float32 for all others.
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
@@ -51,7 +54,7 @@ class Reference:
     @property
     def tolerance(self) -> float:
         """The largest relative error that counts as rounding."""
-        return TOLERANCES.get(self.dtype, TOLERANCES["float32"])
+        return tolerance_of(self.dtype)
 
     def error(self, key: str, found: Tensor, whole: Tensor) -> float:
         """The largest difference of two tensors in units of the key's scale; infinite where it is not a number."""
@@ -84,6 +87,11 @@ class Reference:
         return Reference(**{**facts, "roots": tuple(facts["roots"])}, tensors=FileWeights.of(folder / _FILE))
 
 
+def tolerance_of(dtype: str) -> float:
+    """The largest relative error that counts as rounding."""
+    return TOLERANCES.get(dtype, TOLERANCES["float32"])
+
+
 def relative(difference: float, scale: float) -> float:
     """A difference in units of a scale; no difference is none, whatever the scale."""
     if difference == 0:
@@ -96,7 +104,7 @@ def compute(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     weights: Weights,
-    manifest: Manifest,
+    partition: Partition,
     *,
     device: torch.device | str = "cpu",
     exact: bool = False,
@@ -109,13 +117,9 @@ def compute(
     """
     held = _copies(model, weights, device)
     given, options = pytree.tree_map(_to(device), (tuple(args), dict(kwargs)))
-    try:
-        with precision(exact), torch.enable_grad():
-            made = torch.func.functional_call(model, held, given, options)
-    except Exception as error:
-        raise does_not_run(model, error) from error
-    outputs = pytree.tree_leaves(plain(made))
-    loss, scale, roots = _loss(outputs, manifest)
+    with precision(exact), torch.enable_grad():
+        outputs = _outputs(model, held, given, options, partition)
+    loss, scale, roots = _loss(outputs, partition.manifest)
     gradients = _gradients(loss, held)
     largest = max(map(_largest, gradients.values()))
     step = {"lr": RATE, "eps": max(largest, torch.finfo(torch.float32).tiny), "weight_decay": 0.01}
@@ -140,6 +144,20 @@ def compute(
     return replace(
         reference, scales=scales | {"loss": scale, "norm": reference.norm}, tensors=TensorWeights(kept)
     )
+
+
+def _outputs(
+    model: nn.Module,
+    held: Mapping[str, Tensor],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    partition: Partition,
+) -> list[Any]:
+    """The flat outputs of the whole model; if it draws random numbers, of its graph with those of the ranks."""
+    if not partition.sharded.draws:
+        return outputs_of(model, held, args, kwargs)
+    check_captured(model, held, args, kwargs, partition.program, tolerance_of(_dtype(held)))
+    return replay(partition, arguments(model, args, kwargs), held)
 
 
 def _gradients(loss: Tensor, held: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -59,6 +59,10 @@ class Report:
     """Every parameter and buffer, in the order of the model."""
     sharded_fraction: float
     """The share of the parameters' bytes that are split over some mesh dim."""
+    draws: int
+    """How many ops draw random numbers; the whole model was given those of the ranks."""
+    seed: int
+    """What all random numbers start from."""
     collectives: tuple[Count, ...]
     """What one step sends, forward, backward and for the gradients: by one rank of each stage together."""
 
@@ -157,6 +161,8 @@ def merge(
         outputs=_worst(each.outputs for each in findings),
         rows=tuple(_row(spec, rule_of(partition, spec.name), findings) for spec in specs),
         sharded_fraction=_fraction(manifest),
+        draws=len(partition.sharded.draws),
+        seed=manifest.seed,
         collectives=tuple(_counts(manifest, findings)),
     )
 

@@ -46,7 +46,11 @@ def verify(
     a text is built in `dtype`, for `training` or not; without a batch it is given the one that `inputs` describe, else
     its own. Float64 models are compared in float64 throughout, also where their code asks for float32.
 
-    Raises what the passes raise, PlanError for models that draw random numbers, RankError for a rank that fails.
+    A model in train mode draws random numbers, such as masks of dropout: the whole model is given those of the ranks in
+    their first step from the plan's seed.
+
+    Raises what the passes raise, ModelError for random numbers that cannot be drawn again, RankError for a rank that
+    fails.
     """
     found = _subject(model, args, kwargs, plan, inputs, training, dtype)
     if simulate:

@@ -15,7 +15,6 @@ from fxpar.capture.arguments import arguments
 from fxpar.capture.capture import capture
 from fxpar.capture.tree import flatten
 from fxpar.checkpoint.weights import Weights
-from fxpar.errors import PlanError
 from fxpar.parts import ModelWeights, reader
 from fxpar.passes import Partition, split
 from fxpar.plan import Plan
@@ -54,7 +53,7 @@ class Subject:
             self.args,
             self.kwargs,
             self.weights,
-            self.partition.manifest,
+            self.partition,
             device=device,
             exact=self.exact,
         )
@@ -76,42 +75,14 @@ def subject(
     weights: Weights | None = None,
     source: str = "",
 ) -> Subject:
-    """Capture and split a model, float64 models in float64 throughout. Raises as `capture` and `split`, and PlanError
-    for a model that draws random numbers: no two layouts draw the same.
-    """
+    """Capture and split a model, float64 models in float64 throughout. Raises as `capture` and `split`."""
     exact = is_float64(model)
     with precision(exact):
         program = capture(model, args, kwargs)
     partition = split(program, plan, source=source)
-    check_repeatable(partition)
     return Subject(partition, model, args, kwargs, ModelWeights(program, weights), exact=exact)
 
 
 def is_float64(model: nn.Module) -> bool:
     """Whether a model has parameters in float64."""
     return any(parameter.dtype == torch.float64 for parameter in model.parameters())
-
-
-def check_repeatable(partition: Partition) -> None:
-    """Raise PlanError for a partition that draws random numbers, naming where."""
-    if not partition.manifest.random:
-        return
-    raise PlanError(
-        "a model that draws random numbers cannot be held against the whole one",
-        details=[
-            *_random_places(partition),
-            "verify it in eval mode (model.eval(), --eval), or build it with a dropout of 0",
-        ],
-    )
-
-
-def _random_places(partition: Partition) -> list[str]:
-    """The first module that draws, and how many more there are."""
-    drawing = [
-        node
-        for node in partition.sharded.graph.nodes
-        if any(argument.name == "seed" for argument in node.all_input_nodes)
-    ]
-    places = list(dict.fromkeys(node.meta.get("module") or "the model" for node in drawing))
-    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
-    return [f"{places[0]} ({drawing[0].meta.get('source')}){more}"] if places else []

@@ -16,6 +16,8 @@ def report_text(report: Report) -> str:
     parts = [_head(report), _errors(report)]
     if (wrong := report.first_wrong) is not None:
         parts.append(_wrong(wrong, report.tolerance))
+    if report.draws:
+        parts.append(_random(report))
     parts.append(f"{report.sharded_fraction:.1%} of the parameters' bytes are split")
     if report.collectives:
         parts.append(_traffic(report.collectives))
@@ -28,6 +30,14 @@ def _head(report: Report) -> str:
     verdict = "ok" if report.ok else "WRONG"
     return (
         f"{verdict}: {report.dtype} on {report.ranks} ranks ({mesh}), {run}, tolerance {report.tolerance:.0e}"
+    )
+
+
+def _random(report: Report) -> str:
+    ops = "op" if report.draws == 1 else "ops"
+    return (
+        f"random numbers: {report.draws} {ops}, drawn by placement from seed {report.seed}, "
+        "replayed in the whole model"
     )
 
 

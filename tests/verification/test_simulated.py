@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import nn
-from verification_models import LAYERS, gpt2, subject_of
+from verification_models import LAYERS, subject_of
 
 import fxpar
 from fxpar.errors import ModelError, PlanError
@@ -127,18 +127,6 @@ def test_a_weight_that_differs_on_one_rank_is_found() -> None:
     assert row.rank == 1
     assert row.rule == "rules/splits/default.yaml:2"
     assert "first to differ: " in report.text()
-
-
-def test_dropout_is_refused_by_name() -> None:
-    model, inputs = gpt2(dropout=0.1)
-    with pytest.raises(PlanError) as error:
-        fxpar.verify(model.double(), kwargs=inputs, plan=fxpar.Plan(tp=2), simulate=True)
-    assert (
-        str(error.value).splitlines()[0]
-        == "a model that draws random numbers cannot be held against the whole one"
-    )
-    assert "transformer.drop (modeling_gpt2.py:" in str(error.value)
-    assert fxpar.verify(model.eval(), kwargs=inputs, plan=fxpar.Plan(tp=2), simulate=True).ok
 
 
 def test_a_model_in_which_nothing_learns_is_refused() -> None:

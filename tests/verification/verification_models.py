@@ -43,37 +43,45 @@ def _text() -> dict[str, torch.Tensor]:
     return {"input_ids": tokens, "labels": labels}
 
 
-def nanogpt() -> tuple[nn.Module, dict[str, Any]]:
+def nanogpt(dropout: float = 0.0) -> tuple[nn.Module, dict[str, Any]]:
     spec = importlib.util.spec_from_file_location("nanogpt", NANOGPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules["nanogpt"] = module
     spec.loader.exec_module(module)
-    config = module.GPTConfig(vocabulary=VOCAB, length=LENGTH, width=32)
+    config = module.GPTConfig(vocabulary=VOCAB, length=LENGTH, width=32, dropout=dropout)
     return module.GPT(config), {"idx": _text()["input_ids"], "targets": _text()["labels"].clamp(min=-1)}
 
 
-def llama() -> tuple[nn.Module, dict[str, Any]]:
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**_GROUPED)), _text()
+def llama(heads: int = 4, dropout: float = 0.0) -> tuple[nn.Module, dict[str, Any]]:
+    config = transformers.LlamaConfig(**_GROUPED | {"num_key_value_heads": heads}, attention_dropout=dropout)
+    return transformers.LlamaForCausalLM(config), _text()
 
 
 def phi3() -> tuple[nn.Module, dict[str, Any]]:
     return transformers.Phi3ForCausalLM(transformers.Phi3Config(**_GROUPED)), _text()
 
 
-def gpt2(dropout: float = 0.0) -> tuple[nn.Module, dict[str, Any]]:
+def gpt2(dropout: float = 0.0, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
     sizes = {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "vocab_size": VOCAB, "n_positions": 64}
     drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
     ends = {"bos_token_id": 1, "eos_token_id": 2, "use_cache": False, "loss_type": "ForCausalLM"}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **drop, **ends)), _text()
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **drop, **ends, **options)), _text()
 
 
-def bert() -> tuple[nn.Module, dict[str, Any]]:
-    drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_attention_heads": 4}
+def bert(dropout: float = 0.0) -> tuple[nn.Module, dict[str, Any]]:
+    drop = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
     mask = torch.ones(BATCH, LENGTH, dtype=torch.int64)
     mask[1, 10:] = 0
-    return transformers.BertForMaskedLM(transformers.BertConfig(**_SIZES, **drop)), _text() | {
-        "attention_mask": mask
-    }
+    return transformers.BertForMaskedLM(
+        transformers.BertConfig(**_SIZES, **drop, num_attention_heads=4)
+    ), _text() | {"attention_mask": mask}
+
+
+def t5(dropout: float = 0.0) -> tuple[nn.Module, dict[str, Any]]:
+    sizes = {"vocab_size": VOCAB, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 64, "num_layers": LAYERS}
+    ends = {"decoder_start_token_id": 0, "pad_token_id": 0, "use_cache": False}
+    config = transformers.T5Config(**sizes, **ends, dropout_rate=dropout)
+    return transformers.T5ForConditionalGeneration(config), _text()
 
 
 MODELS = {"nanogpt": nanogpt, "llama": llama, "phi3": phi3, "gpt2": gpt2, "bert": bert}

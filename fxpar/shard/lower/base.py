@@ -12,7 +12,7 @@ from fxpar.axes.factor import Factor, size_of
 from fxpar.axes.links import Links
 from fxpar.axes.schema import arguments, op_name
 from fxpar.errors import ShardError
-from fxpar.mesh import GroupIndex, GroupName, OpNumber, joined
+from fxpar.mesh import GroupIndex, GroupName, joined
 from fxpar.shard.placement import Placement, Shard
 from fxpar.shard.split import Split
 
@@ -28,14 +28,22 @@ class Builder(Protocol):
     ) -> fx.Node:
         """Append a call that stands for the old node `like`."""
 
-    def seed(self) -> fx.Node:
-        """The placeholder of the seed of one forward call."""
-
     def shared(self, key: object, make: Callable[[fx.Graph], fx.Node]) -> fx.Node:
         """A value that depends on nothing, made once at the head of the graph for all that ask with this key."""
 
-    def number(self) -> OpNumber:
-        """A number that no other random op of the graph has."""
+    def draw(
+        self,
+        site: Site,
+        target: Any,
+        first: tuple[Any, ...],
+        rest: tuple[Any, ...] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> fx.Node:
+        """Append `target(*first, seed, number, coordinates, *rest)`, which draws from the stream of its placement.
+
+        No other random op of the graph has its number; the seed is that of the forward call or, where the value is the
+        same in every microbatch, that of the step.
+        """
 
 
 @dataclass(frozen=True)

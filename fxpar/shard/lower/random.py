@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxpar.axes.schema import op_name
+from fxpar.axes.schema import arguments, op_name
 from fxpar.runtime.random import seeded_call
 from fxpar.shard.lower.base import Lowering, Site
 from fxpar.shard.placement import PARTIAL, Placement
@@ -22,8 +22,13 @@ DROPOUT = "aten.dropout.default"
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether an op draws random numbers."""
+    """Whether an op may draw random numbers."""
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether a call does draw random numbers: attention without dropout does not."""
+    return is_random(node) and arguments(node).get("dropout_p") != 0
 
 
 def _output(_node: fx.Node, _role: str) -> Placement:
@@ -37,18 +42,13 @@ def _rewrite(site: Site) -> fx.Node | None:
         return seeded(site, args, options)
     if not site.argument("train") or site.argument("p") == 0:
         return site.operands[0]
-    builder = site.builder
-    stream = (builder.seed(), builder.number(), site.coordinates)
-    return builder.call(
-        torch.ops.fxpar.dropout.default, (site.operands[0], site.argument("p"), True, *stream), {}, site.node
-    )
+    dropout = torch.ops.fxpar.dropout.default
+    return site.builder.draw(site, dropout, (site.operands[0], site.argument("p"), True))
 
 
 def seeded(site: Site, args: tuple[Any, ...], options: dict[str, Any]) -> fx.Node:
     """The op itself, drawing from the stream of its placement."""
-    builder = site.builder
-    stream = (builder.seed(), builder.number(), site.coordinates)
-    return builder.call(seeded_call, (site.node.target, *stream, *args), options, site.node)
+    return site.builder.draw(site, seeded_call, (site.node.target,), args, options)
 
 
 LOWERING = Lowering("random", (DROPOUT,), _output, _rewrite)
