@@ -54,13 +54,13 @@ def test_a_plan_is_read_back(read: Any) -> None:
         schedule="gpipe",
         microbatches=4,
         cut={"at": ["model.layers.1"]},
-        splits={"heads": "tp", "sequence": ["cp", "tp?"], "vocab": None, "ffn": []},
+        splits={"heads": "tp~", "sequence": ["cp", "tp?"], "vocab": None, "ffn": []},
         rules=[Path("mine")],
         seed=3,
     )
     assert read(plan.to_yaml()) == plan
     assert read(plan.to_yaml()).to_yaml() == plan.to_yaml()
-    assert plan.splits == {"heads": "tp", "sequence": ["cp", "tp?"], "vocab": None, "ffn": None}
+    assert plan.splits == {"heads": "tp~", "sequence": ["cp", "tp?"], "vocab": None, "ffn": None}
     assert plan.cut_at == ("model.layers.1",)
     assert plan.rules == ["mine"]
 

@@ -75,6 +75,19 @@ class Parts:
         return max((_distance(a + b, whole) for whole, a, b in pairs if _numeric(whole)), default=0.0)
 
     @torch.no_grad()
+    def error_of_zeros(self, split: Split) -> float:
+        """How far from zero is what a part of zeros adds to a sum over the role."""
+        local = list(self.tensors)
+        for index, (axis, dim) in _by_tensor(self.links, split.role, outputs=False).items():
+            part = take(local[index], axis, positions(dim, split.factor, 0, split.parts))
+            local[index] = torch.zeros_like(part)
+        for index in self.links.terms:
+            local[index] = torch.zeros_like(local[index])
+        return max(
+            (_distance(out, torch.zeros_like(out)) for out in self.localized(split)(local)), default=0.0
+        )
+
+    @torch.no_grad()
     def undetermined(self) -> bool:
         """Whether two equal calls differ, so that only shapes can be compared."""
         if "empty" in str(self.call.target):

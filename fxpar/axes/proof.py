@@ -2,7 +2,8 @@
 
 For each sample call of a rule, each role that may be split (`free` or `sum`) and each factor found for it: every
 operand is cut along the factor as the links say, the op runs on each part with the literals of `axes/local.py`, and
-its outputs are put together, or added where the role is summed.
+its outputs are put together, or added where the role is summed. There a part of zeros must add nothing, since axes that
+do not divide are padded with them.
 """
 
 from __future__ import annotations
@@ -93,6 +94,11 @@ def _prove_sample(rule: OpRule, entry: yamlfile.Node, sample: Sample) -> tuple[l
     proved, worst = [], 0.0
     for split in case.splits():
         error = _guarded(rule, entry, f"split on role `{split.role}`", partial(case.error_of, split))
+        if links.roles[split.role].meaning == SUM and links.neutral:
+            error = max(
+                error,
+                _guarded(rule, entry, f"on zeros along `{split.role}`", partial(case.error_of_zeros, split)),
+            )
         proved.append("..." if split.role.startswith("...") else split.role)
         worst = max(worst, error)
     if links.linear or len(links.terms) == len(links.operands) > 1:

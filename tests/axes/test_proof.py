@@ -102,6 +102,11 @@ def test_wrong_rules(text: str, wanted: str) -> None:
             '- op: aten.mean.dim\n  shape: reduce\n  meaning: sum\n  proof: ["f[4,6], [-1]"]\n',
             "`aten.mean.dim` split on role `d1` differs from the whole op by ",
         ),
+        (  # each zero adds log 2
+            '- op: aten.binary_cross_entropy_with_logits.default\n  equation: "d, d ->"\n  sum: [d]\n'
+            '  proof: ["f[6], u[6], reduction=2"]\n',
+            "`aten.binary_cross_entropy_with_logits.default` on zeros along `d` differs from the whole op by ",
+        ),
         (  # exp(a + b) is not exp(a) + exp(b)
             '- op: aten.exp.default\n  equation: "... -> ..."\n  linear: true\n  proof: ["f[4,6]"]\n',
             "`aten.exp.default` on summands differs from the whole op by ",

@@ -48,3 +48,23 @@ def test_an_id_outside_of_the_table_is_refused(bad):
     groups = alone(Mesh({"tp": 1}))
     with pytest.raises(RuntimeError, match="an id is not within the 8 rows or classes"):
         runtime.embedding(torch.tensor([bad]), torch.zeros(8, 2), groups.tp)
+
+
+@pytest.mark.parametrize("ranks", [3, 5])
+def test_rows_that_do_not_divide(ranks):
+    """8 over 3, and over 5 of which the last has none: padding is never looked up and has no gradient."""
+    part = -(-8 // ranks)
+    table = F.pad(torch.randn(8, 3, dtype=torch.float64), (0, 0, 0, part * ranks - 8), value=torch.nan)
+
+    def run(rank: int, groups: Groups) -> tuple[Tensor, Tensor]:
+        own = table.split(part)[rank].clone().requires_grad_()
+        rows = runtime.all_reduce(runtime.embedding(IDS, own, groups.tp, rows=8), groups.tp)
+        rows.backward(torch.ones_like(rows))
+        with pytest.raises(RuntimeError, match="an id is not within the 8 rows or classes"):
+            runtime.embedding(torch.tensor([8]), own, groups.tp, rows=8)
+        return rows.detach(), own.grad
+
+    results = simulate(Mesh({"tp": ranks}), run)
+    assert all(torch.equal(rows, F.embedding(IDS, table[:8])) for rows, _ in results)
+    counts = torch.bincount(IDS.flatten(), minlength=part * ranks).double()
+    assert torch.equal(torch.cat([gradient for _, gradient in results]), counts[:, None].expand(-1, 3))

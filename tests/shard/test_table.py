@@ -18,6 +18,13 @@ def test_rows_in_order() -> None:
     assert table["sequence"].source == "plan.yaml:2"
 
 
+def test_marks() -> None:
+    row = rows('vocab: tp~\nffn: [dp~, "cp?", tp]')["ffn"]
+    assert (row.over, row.uneven, row.optional) == (("dp", "cp", "tp"), {"dp"}, {"cp"})
+    assert list(row.words.values()) == ["dp~", "cp?", "tp"]
+    assert {axis: row.uneven for axis, row in splits("default").items() if row.uneven} == {"vocab": {"tp"}}
+
+
 def test_precedence() -> None:
     table = splits("default")
     assert [rank_of(table, axis, "tp") for axis in ("heads", "ffn", "vocab", "sequence")] == [0, 1, 2, 3]
@@ -33,6 +40,8 @@ def test_precedence() -> None:
         ("ffn: tq", "plan.yaml:1:6: `tq` is no mesh dim.*tp"),
         ("heads: tp\nffn: [cp, tq]", "plan.yaml:2:11: `tq` is no mesh dim"),
         ('ffn: [tp, "tp?"]', "`tp` stands twice in the row of `ffn`"),
+        ("ffn: tp~~", "`tp~` is no mesh dim"),
+        ("ffn: [tp, tp~]", "`tp` stands twice in the row of `ffn`"),
         ("ffn: tp\nffn: cp", "plan.yaml:2:1: .*ffn"),
     ],
 )
