@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from fxpar.axes import apply as equations
 from fxpar.axes.call import Call
-from fxpar.axes.equation import parse
+from fxpar.axes.equation import Equation, parse
 from fxpar.axes.links import SUM, Links
 
 
@@ -16,11 +17,27 @@ def einsum(call: Call) -> Links:
     text = spelled(call.arguments["equation"])
     equation = parse(text)
     made = {role for slot in equation.outputs[0].slots for role in slot}
-    rule = replace(call.rule, equations=(equation,), meanings=dict.fromkeys(equation.roles - made, SUM))
+    meanings = dict.fromkeys(equation.roles - made, SUM)
+    rule = replace(call.rule, equations=(equation,), meanings=meanings, seen=_seen(equation, call.rule.seen))
     links = equations.apply(rule, call.node, list(call.operands), call.shapes)
     assert links is not None
     links.linear = len(call.operands) == 1
     return links
+
+
+def _seen(equation: Equation, names: Mapping[str, str]) -> dict[str, str]:
+    """How the letters of a product of two tensors are seen, by the part that they play in it."""
+    if len(equation.inputs) != 2:
+        return {}
+    first, second = ({role for slot in operand.slots for role in slot} for operand in equation.inputs)
+    made = {role for slot in equation.outputs[0].slots for role in slot}
+    places = {
+        "lead": first & second & made,
+        "rows": (first - second) & made,
+        "columns": (second - first) & made,
+    }
+    places["inner"] = (first & second) - made
+    return {role: names[place] for place, roles in places.items() if place in names for role in roles}
 
 
 def spelled(text: str) -> str:

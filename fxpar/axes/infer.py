@@ -13,6 +13,7 @@ from torch import fx
 from fxpar.axes import apply as equations
 from fxpar.axes.call import Call
 from fxpar.axes.factor import Dim, concatenation, fresh, resolve, size_of
+from fxpar.axes.interleaved import major, strides
 from fxpar.axes.links import Dims, Links, Piece, Pieces, Role, aligned
 from fxpar.axes.oprule import OpRule
 from fxpar.axes.schema import arguments, op_name, tensor_arguments
@@ -44,6 +45,8 @@ class Inference:
     inner: dict[fx.Node, Inner] = field(default_factory=dict)
     """The inside of each call of a `torch.autograd.Function` that could be traced."""
     tracer: Tracer = field(default_factory=Tracer)
+    strides: dict[fx.Node, int] = field(default_factory=dict)
+    """Slices that take every n-th element, where the others take all that lies between: the step."""
 
     def of(self, node: fx.Node) -> Dims:
         """The resolved dims of a node with one output."""
@@ -57,7 +60,7 @@ def infer(graph: fx.Graph, rules: Mapping[str, OpRule]) -> Inference:
     """
     from fxpar.axes.inner import settle  # it infers as well
 
-    found = Inference(tilings=tilings(graph))
+    found = Inference(tilings=tilings(graph), strides=strides(graph))
     for node in graph.nodes:
         if node.op == "placeholder":
             value = node.meta["val"]
@@ -84,7 +87,7 @@ def visit(node: fx.Node, rules: Mapping[str, OpRule], found: Inference) -> None:
     rule = rules.get(op_name(node)) or _pointwise_rule(node)
     links: Links | None = None
     if rule is not None and rule.shape and rule.shape != "opaque":
-        part = _tile(node, found)
+        part = _tile(node, found) or _every(node, found)
         operands = tuple((n, found.of(n)) for n in _tensor_nodes(node))
         links = HANDLERS[rule.shape](Call(node, rule, arguments(node), operands, shapes, part))
     elif rule is not None and rule.equations:
@@ -123,14 +126,17 @@ def _by_equation(
 ) -> Links | None:
     """The links that a rule's equation gives; None for a call whose ranks it does not have."""
     given: list[tuple[fx.Node, Dims] | None] = []
-    terms = set()
+    terms, factors = set(), set()
     for name, value in tensor_arguments(node):
+        position = sum(operand is not None for operand in given)
         if value is not None and name in rule.terms:
-            terms.add(sum(operand is not None for operand in given))
+            terms.add(position)
+        if value is not None and name in rule.factors:
+            factors.add(position)
         given.append((value, found.of(value)) if value is not None else None)
     links = equations.apply(rule, node, given, shapes)
     if links is not None:
-        links.terms = frozenset(terms)
+        links.terms, links.products = frozenset(terms), frozenset(factors)
         links.linear = rule.linear and len(links.operands) == 1
     return links
 
@@ -233,6 +239,14 @@ def _tile(node: fx.Node, found: Inference) -> Dim | None:
         found.tiles[source, dim] = tuple(fresh(size) for size in sizes)
         unify(found.dims[source][0][dim], concatenation(found.tiles[source, dim]))
     return found.tiles[source, dim][index]
+
+
+def _every(node: fx.Node, found: Inference) -> Dim | None:
+    """The part of a dim that a slice takes which has every n-th element of it."""
+    step = found.strides.get(node)
+    if step is None:
+        return None
+    return major(found.dims[node.args[0]][0][arguments(node)["dim"]], step)  # type: ignore[index]
 
 
 def regroup(links: Links) -> None:

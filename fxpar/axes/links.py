@@ -51,6 +51,8 @@ class Links:
     """Operands that are added to a result that is summed over split roles: a bias."""
     neutral: bool = True
     """Zeros along a role that is summed over add nothing."""
+    products: frozenset[int] = frozenset()
+    """Operands in each of which alone the op is linear: the factors of a product."""
     rule: str = ""
     sizes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Arguments that are the sizes of roles: `groups` of a convolution, `normalized_shape` of a norm."""

@@ -173,6 +173,10 @@ def _slice(local: Local) -> Change:
     start, size = 0, local.out(at)
     if size == shape(node)[at]:
         return {}
+    step = local.arguments.get("step", 1)
+    if step != 1:
+        past_the_end = local.arguments["end"] > shape(local.operand)[at]
+        return {} if past_the_end else {"end": size * step}
     tiling = local.found.tilings.get(node)
     if tiling is not None:
         parts = local.found.tiles[local.operand, at]

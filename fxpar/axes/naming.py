@@ -16,6 +16,7 @@ from fxpar.axes import composite
 from fxpar.axes.factor import Dim, Factor, leaves, resolve
 from fxpar.axes.infer import Inference
 from fxpar.axes.links import SUM, Links
+from fxpar.axes.selected import selected
 from fxpar.errors import Place, RuleError
 
 #: How a dimension is seen that a weight makes.
@@ -23,6 +24,8 @@ MADE_BY_WEIGHT = "linear.out"
 #: How a factor is seen whose elements something nonlinear is done to: inner features have it, ranks of two weights
 #: that are but one in two factors do not.
 ACTIVATION = "activation"
+#: How the numbered dim of a look-up is seen, and how where weights are looked up.
+LOOKED_UP, STACK = "lookup.rows", "linear.stack"
 
 FIELDS = ("axis", "seen", "any", "unseen", "at_least", "extends")
 
@@ -115,11 +118,11 @@ def name(
         for index, dim in enumerate(found.of(node)):
             for factor in leaves(dim):
                 seen[factor].setdefault(f"input.dim{index}", node)
+    chosen = selected(found)
     for node, links in found.links.items():
-        by_a_weight = any(operand in weights for operand in links.operands)
+        of = _Weights.of(node, found, weights, chosen)
         for label, dim in _labels(links):
-            if by_a_weight:
-                label = label.replace("matmul.", "linear.")
+            label = of.label(label, dim)
             for position, factor in enumerate(leaves(resolve(dim))):
                 suffix = "" if node in dependent else ".constant"
                 seen[factor].setdefault(label + suffix, node)
@@ -161,6 +164,41 @@ def _untouched(links: Links) -> set[Factor]:
         f for tensor in links.outs for pieces in tensor for _, dim in pieces for f in leaves(resolve(dim))
     }
     return outs.intersection(*ins)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Which operands of a node are weights, and how it is seen therefore."""
+
+    any: bool
+    first: bool
+    """The first operand, and no other one."""
+    stacked: frozenset[Factor]
+    """Factors of the weights that are not selected."""
+    selects: bool
+
+    @staticmethod
+    def of(node: fx.Node, found: Inference, weights: set[fx.Node], chosen: set[fx.Node]) -> _Weights:
+        """What there is to know of a node."""
+        links = found.links[node]
+        operands = links.operands[len(links.terms) :]
+        are = [operand in weights or operand in chosen for operand in operands]
+        whole = [dim for operand in operands if operand in weights for dim in found.of(operand)]
+        stacked = frozenset(factor for dim in whole for factor in leaves(dim))
+        return _Weights(any(are), any(are[:1]) and not all(are), stacked, node in chosen)
+
+    def label(self, label: str, dim: Dim) -> str:
+        """How a part of the node is seen: what a selected weight shares with the other operand are rows, no stack."""
+        kind, _, part = label.partition(".")
+        if label == LOOKED_UP and self.selects:
+            return STACK
+        if kind != "matmul" or not self.any:
+            return label
+        if self.first:
+            part = {"rows": "out", "out": "rows"}.get(part, part)
+        if part == "lead":
+            part = "stack" if self.stacked.issuperset(leaves(resolve(dim))) else "rows"
+        return f"linear.{part}"
 
 
 def _labels(links: Links) -> Iterator[tuple[str, Dim]]:

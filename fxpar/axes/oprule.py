@@ -10,6 +10,7 @@
   sizes: {groups: g}               # arguments that are the size of a role, or of the last ones of a list of roles
   terms: [bias]                    # arguments added to a summed result
   linear: true                     # Partial in, Partial out
+  factors: [self, other]           # arguments in each of which it is linear: a Partial one gives a Partial product
   kind: view                       # it starts no split, it carries what its operand has
   meaning: whole                   # (shape handlers) what splitting the dims named by `dim` means
   proof: ["f[4,6,8], f[10,8]"]     # sample calls for `fxpar rules test`, see `axes/sample.py`
@@ -37,6 +38,7 @@ FIELDS = (
     "sizes",
     "terms",
     "linear",
+    "factors",
     "kind",
     "meaning",
     "proof",
@@ -56,6 +58,7 @@ class OpRule:
     sizes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     terms: tuple[str, ...] = ()
     linear: bool = False
+    factors: tuple[str, ...] = ()
     kind: str = "op"
     meaning: str = WHOLE
     proof: tuple[yamlfile.Node, ...] = ()
@@ -126,6 +129,7 @@ def read(entry: yamlfile.Node) -> list[OpRule]:
             sizes,
             tuple(term.text() for term in fields["terms"].list()) if "terms" in fields else (),
             fields["linear"].flag() if "linear" in fields else False,
+            tuple(name.text() for name in fields["factors"].list()) if "factors" in fields else (),
             fields["kind"].choice(("op", "view")) if "kind" in fields else "op",
             fields["meaning"].text() if "meaning" in fields else WHOLE,
             fields["proof"].list() if "proof" in fields else (),

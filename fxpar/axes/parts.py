@@ -88,6 +88,15 @@ class Parts:
         )
 
     @torch.no_grad()
+    def error_of_product(self, index: int) -> float:
+        """How far the op of a sum as operand `index` is from the sum of the op, the other operands as they are."""
+        first, other, both = (list(self.tensors) for _ in range(3))
+        other[index] = torch.randn_like(first[index])
+        both[index] = first[index] + other[index]
+        pairs = zip(self.run(both), self.run(first), self.run(other))
+        return max((_distance(a + b, whole) for whole, a, b in pairs), default=0.0)
+
+    @torch.no_grad()
     def undetermined(self) -> bool:
         """Whether two equal calls differ, so that only shapes can be compared."""
         if "empty" in str(self.call.target):

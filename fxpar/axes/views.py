@@ -8,7 +8,7 @@ import torch
 
 from fxpar.axes.apply import piece
 from fxpar.axes.call import Call, kept_dims, opaque, whole
-from fxpar.axes.factor import concatenation, fresh, size_of
+from fxpar.axes.factor import concatenation, fresh, resolve, size_of
 from fxpar.axes.links import Links, Pieces
 from fxpar.axes.unify import unify
 
@@ -74,6 +74,9 @@ def slice_(call: Call) -> Links:
         return call.links([kept], [kept])
     ins = kept_dims(dims, skip=() if part else (at,))
     outs = list(ins)
+    if part and call.arguments.get("step", 1) != 1:
+        major = resolve(part)
+        ins[at] = (*piece(f"d{at}", major), *piece(f"!{at}", resolve(dims[at])[len(major) :]))
     outs[at] = piece(f"d{at}", part) if part else whole(call.shapes[0][at], at)
     return call.links([ins], [outs])
 

@@ -90,13 +90,12 @@ def _layout(dim: Dim, factor: Factor, cuts: Mapping[Factor, int]) -> list[int]:
             return [outer, cut_size(dim[position:], cuts)]
         if isinstance(term, Cat) and any(factor in _flat(part) for part in term.parts):
             inner = cut_size(dim[position + 1 :], cuts)
-            if outer != 1:
-                raise ValueError("a concatenation inside a product is not split")
-            return [
+            segments = [
                 n * (inner if k % 2 else 1)
                 for part in term.parts
                 for k, n in enumerate(_layout(part, factor, cuts))
             ]
+            return segments * outer
         outer *= cut_size((term,), cuts)
     raise ValueError("the factor does not stand in the dim")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -29,6 +29,8 @@ class Problem:
     sizes: Mapping[str, int]
     lazy: set[fx.Node] = field(default_factory=set)
     """Nodes that depend on parameters alone or on inputs alone: their placement follows their consumers."""
+    selected: Collection[fx.Node] = ()
+    """Weights that the model selects; they are among the lazy nodes."""
     given: dict[Factor, str] = field(default_factory=dict)
     timed: frozenset[str] = frozenset()
     """Mesh dims that are steps in time (microbatches), not ranks."""
@@ -48,8 +50,8 @@ class Problem:
         return (node for node in self.graph.nodes if node.op == "call_function")
 
 
-def lazy_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Placeholders and calls that do not depend on both a parameter and an input."""
+def lazy_nodes(graph: fx.Graph, selected: Collection[fx.Node] = ()) -> set[fx.Node]:
+    """Placeholders and calls that do not depend on both a parameter and an input, and selected weights."""
     parameters, inputs, lazy = set(), set(), set()
     for node in graph.nodes:
         kind = node.meta.get("kind") if node.op == "placeholder" else ""
@@ -57,6 +59,6 @@ def lazy_nodes(graph: fx.Graph) -> set[fx.Node]:
             parameters.add(node)
         if kind == "input" or any(n in inputs for n in node.all_input_nodes):
             inputs.add(node)
-        if node.op != "output" and not (node in parameters and node in inputs):
+        if node.op != "output" and (node in selected or not (node in parameters and node in inputs)):
             lazy.add(node)
     return lazy

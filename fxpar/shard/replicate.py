@@ -5,7 +5,10 @@
 
 Its output would have to be gathered (or its gradient summed) for every consumer; its inputs are gathered anyway, for
 others. So the region runs on what is gathered, and its parameters' gradients are summed once a step. This is what key
-and value projections with fewer heads than ranks need, and shared parts of keys.
+and value projections with fewer heads than ranks need, shared parts of keys, and routers.
+
+A region may also bring its inputs itself, where that moves less: tokens are gathered before they are repeated for each
+of their experts, and those that are looked up before they are sorted.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ def replicate(problem: Problem, decision: Decision) -> None:
     while unfed:
         while cold := {node for node in region if not _feeds_split_work(decision, uses, region, node)}:
             region -= cold
-        unfed = {node for node in region if not _is_fed(problem, uses, region, node)}
+        unfed = {node for node in region if not _is_fed(problem, decision, uses, region, node)}
         region -= unfed
     for node in region:
         decision.states[node] = (REPLICATE,) * len(decision.states[node])
@@ -49,15 +52,18 @@ def uses_of(problem: Problem, decision: Decision) -> Uses:
     for node in decision.states:
         if op_name(node) == "operator.getitem":
             uses[node.args[0]].append((node, decision.states[node][0]))  # type: ignore[index]
+    for node in problem.lazy:
+        for operand in node.all_input_nodes:
+            uses[operand].append((node, REPLICATE))
     for node in problem.graph.output_node().all_input_nodes:
         uses[node].append((problem.graph.output_node(), INVARIANT))
     return uses
 
 
 def _may(decision: Decision, node: fx.Node) -> bool:
-    """Whether a node carries a gradient and is neither Partial nor the end of a split role."""
+    """Whether a node is neither Partial nor the end of a split role."""
     states = decision.states[node]
-    if not node.meta.get("grad") or PARTIAL in states:
+    if PARTIAL in states:
         return False
     return node not in decision.splits or all(isinstance(state, Shard) for state in states)
 
@@ -71,13 +77,37 @@ def _feeds_split_work(decision: Decision, uses: Uses, region: set[fx.Node], node
     )
 
 
-def _is_fed(problem: Problem, uses: Uses, region: set[fx.Node], node: fx.Node) -> bool:
+def _is_fed(problem: Problem, decision: Decision, uses: Uses, region: set[fx.Node], node: fx.Node) -> bool:
     """Whether every operand is there as a whole: from the region, for another consumer, or independent of data."""
     links = problem.found.links.get(node)
     operands = links.operands if links else tuple(node.all_input_nodes)
     return all(
         operand in problem.lazy
         or operand in region
-        or any(want is REPLICATE and user not in region for user, want in uses[operand])
+        or any(
+            _brings(problem, decision, region, user, operand) if user in region else want is REPLICATE
+            for user, want in uses[operand]
+        )
         for operand in operands
     )
+
+
+def _brings(
+    problem: Problem, decision: Decision, region: set[fx.Node], user: fx.Node, operand: fx.Node
+) -> bool:
+    """Whether a node of the region has its operand gathered itself, which moves no more than gathering the node.
+
+    It wants the operand whole anyway, being split along indexes alone; or it is a view that repeats elements, or one of
+    several views.
+    """
+    links = problem.found.links.get(user)
+    if links is None:
+        return False
+    wants = list(zip(links.operands, decision.wants[user]))
+    split = [n for n, want in wants if isinstance(want, Shard)]
+    if any(n is operand and want is REPLICATE for n, want in wants):
+        return bool(split) and not any(n.meta.get("grad") for n in split)
+    if links.kind != "view" or len(links.operands) != 1 or len(links.outs) != 1:
+        return False
+    more = user.meta["val"].numel() - operand.meta["val"].numel()
+    return more > 0 or (more == 0 and sum(other in region for other in operand.users) > 1)

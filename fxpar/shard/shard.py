@@ -11,6 +11,7 @@ from fxpar.axes import infer, naming, oprule
 from fxpar.axes.composite import Composite
 from fxpar.axes.factor import resolve, text
 from fxpar.axes.links import Dims
+from fxpar.axes.selected import selected
 from fxpar.capture.program import Program
 from fxpar.clock import Clock
 from fxpar.mesh import Mesh
@@ -76,8 +77,9 @@ def _shard(
 ) -> Sharded:
     mesh, table = cut_mesh(mesh, table, named)
     sizes = {m: s for m, s in {**mesh.sizes, **timed}.items() if s > 1 and m in _used(table)}
-    lazy = lazy_nodes(program.graph)
-    problem = Problem(program.graph, found, named, table, sizes, lazy, timed=frozenset(timed))
+    chosen = selected(found)
+    lazy = lazy_nodes(program.graph, chosen)
+    problem = Problem(program.graph, found, named, table, sizes, lazy, chosen, timed=frozenset(timed))
     notes = assign(problem)
     decisions = {}
     for mesh_dim in sizes:

@@ -13,6 +13,7 @@ from fxpar.axes.factor import Factor, count, resolve
 from fxpar.axes.links import FREE, SUM, WHOLE, Links
 from fxpar.axes.schema import op_name
 from fxpar.shard.lower import LOWERINGS
+from fxpar.shard.partial import stays_partial
 from fxpar.shard.placement import INVARIANT, PARTIAL, REPLICATE, Placement, Shard
 from fxpar.shard.problem import Problem
 from fxpar.shard.split import Split
@@ -53,8 +54,9 @@ def walk(problem: Problem, mesh_dim: str) -> Decision:
 def _decide(problem: Problem, decision: Decision, node: fx.Node, links: Links) -> None:
     states = [None if n in problem.lazy else decision.state(n) for n in links.operands]
     outputs = len(links.outs)
-    if _stays_partial(node, links, states, timed=decision.mesh_dim in problem.timed):
-        decision.wants[node] = (PARTIAL,) * len(states)
+    partial = stays_partial(problem, node, states, timed=decision.mesh_dim in problem.timed)
+    if partial:
+        decision.wants[node] = partial
         decision.states[node] = (PARTIAL,) * outputs
         return
     carries = links.kind == "view"
@@ -93,27 +95,6 @@ def produced(node: fx.Node, links: Links, split: Split, meaning: str) -> tuple[P
     for index, dim, _ in links.sites(split.role, outputs=True):
         outs[index] = Shard(dim, split.factor)
     return tuple(outs)
-
-
-def _stays_partial(node: fx.Node, links: Links, states: list[Placement | None], *, timed: bool) -> bool:
-    """Partial in, Partial out: linear ops, and sums of Partial terms, of what nothing else needs.
-
-    What others need too is completed for them; then this node is better made of what is complete. So is what falls into
-    parts: one sum instead of one for each. Over time nothing is ever completed.
-    """
-    if not states or any(state is not PARTIAL for state in states):
-        return False
-    if not timed and (len(links.outs) > 1 or any(len(operand.users) > 1 for operand in links.operands)):
-        return False
-    if links.terms and len(states) > 1:
-        return len({tuple(n.meta["val"].shape) for n in links.operands}) == 1
-    return links.linear and _not_narrower(node, links)
-
-
-def _not_narrower(node: fx.Node, links: Links) -> bool:
-    value = node.meta["val"]
-    dtype = value[0].dtype if isinstance(value, (list, tuple)) else value.dtype
-    return bool(dtype.itemsize >= links.operands[0].meta["val"].dtype.itemsize)
 
 
 def _carried(
