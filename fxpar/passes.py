@@ -103,6 +103,7 @@ def _sharded_in_time(program: Program, plan: Plan, rulebook: Rulebook, clock: Cl
         rulebook.ops,
         rulebook.names,
         composites=rulebook.composites,
+        fusions=rulebook.fusions,
         timed=timed,
         clock=clock,
     )

@@ -3,7 +3,8 @@
     rules/
       axes.yaml                     names of axes
       ops/*.yaml                    how each op splits
-      composites/*.yaml             several ops that are one
+      composites/*.yaml             several ops that are one thing
+      fusions/*.yaml                several ops that one op computes
       splits/default.yaml           which axis goes over which mesh dims
       splits/whole_sequence.yaml    the same without sequence parallelism
 
@@ -24,12 +25,20 @@ from fxpar.axes import composite, naming, oprule
 from fxpar.errors import FxparError, Place, PlanError, RuleError, raise_all
 from fxpar.plan import Plan
 from fxpar.plancheck import SPLIT_DIMS
+from fxpar.shard import fusion
 from fxpar.shard import table as splits
 
 #: The group of entry points. Each names a package with rules in its folder, or an attribute that is a folder's path.
 GROUP = "fxpar.rules"
 #: The files of a folder of rules.
-KNOWN = ("axes.yaml", "ops/*.yaml", "composites/*.yaml", "splits/default.yaml", "splits/whole_sequence.yaml")
+KNOWN = (
+    "axes.yaml",
+    "ops/*.yaml",
+    "composites/*.yaml",
+    "fusions/*.yaml",
+    "splits/default.yaml",
+    "splits/whole_sequence.yaml",
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Rulebook:
     names: list[naming.NamingRule]
     folders: tuple[Path, ...]
     composites: list[composite.Composite]
+    fusions: list[fusion.Fusion]
 
     @classmethod
     def load(cls, extra_dirs: Iterable[str | Path] = (), plan: Plan | None = None) -> Rulebook:
@@ -55,7 +65,13 @@ class Rulebook:
         further = [*_installed(), *named, *map(str, extra_dirs)]
         raise_all([error for folder in further for error in _wrong_with(folder, named.get(folder))])
         folders = (built_in(), *(Path(folder) for folder in dict.fromkeys(further)))
-        return cls(oprule.load(folders), naming.load(folders), folders, composite.load(folders))
+        return cls(
+            oprule.load(folders),
+            naming.load(folders),
+            folders,
+            composite.load(folders),
+            fusion.load(folders),
+        )
 
     @property
     def axes(self) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ def write(
             for part in _parts(ordered, read, metadata):
                 file.write(part)
                 digest.update(part)
+                del part  # Else it is kept while the next one is read.
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

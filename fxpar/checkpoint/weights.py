@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
+from fxpar.checkpoint import span
 from fxpar.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -104,6 +105,7 @@ class FileWeights:
         """`files` tells for each key which file holds it; see `files_of`."""
         self._files = dict(files)
         self._open: dict[Path, Any] = {}
+        self._starts: dict[Path, dict[str, int]] = {}
 
     @classmethod
     def of(cls, path: Path) -> FileWeights:
@@ -127,14 +129,22 @@ class FileWeights:
 
     def read(self, name: str, boxes: Sequence[Box] | None = None) -> torch.Tensor:
         """The boxes as one new tensor."""
-        part = self._slice(name)
-        wanted = checked(name, tuple(part.get_shape()), boxes)
-        if not part.get_shape():
-            whole: torch.Tensor = self._file(self._files[name]).get_tensor(name)
-            return whole.clone()
-        # A slice lies in the mapped file, which further reads share.
-        pieces = [part[box.slices] for box in wanted]
-        return pieces[0].clone() if len(pieces) == 1 else assemble(wanted, pieces)
+        shape, dtype = self.shape(name), self.dtype(name)
+        wanted = checked(name, shape, boxes)
+        path = self._files[name]
+        try:
+            start = self._start(path, name)
+            # Read, not mapped: what was read of a mapped file counts as memory of this process.
+            with path.open("rb", buffering=0) as file:
+                pieces = [span.read(file.fileno(), start, shape, dtype, *box) for box in wanted]
+        except (OSError, EOFError) as error:
+            raise CheckpointError(f"{path}: `{name}` cannot be read: {error}") from error
+        return assemble(wanted, pieces)
+
+    def _start(self, path: Path, name: str) -> int:
+        if path not in self._starts:
+            self._starts[path] = span.starts(path)
+        return self._starts[path][name]
 
     def _slice(self, name: str) -> Any:
         if name not in self._files:

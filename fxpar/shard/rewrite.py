@@ -21,7 +21,7 @@ from fxpar.shard.draw import Draw, Part
 from fxpar.shard.fakes import Fakes
 from fxpar.shard.lower import lowering_of
 from fxpar.shard.lower.base import Site
-from fxpar.shard.lower.random import draws, is_random
+from fxpar.shard.lower.random import is_random
 from fxpar.shard.placement import INVARIANT, PARTIAL, Placement, Shard, local_shape, shards_of
 from fxpar.shard.position import SEED, STEP_SEED, Positions
 from fxpar.shard.problem import Problem
@@ -166,7 +166,7 @@ class Rewrite:
         site = Site(
             self, node, operands, splits, self.held(node), links, self.problem.sizes, self.problem.timed
         )
-        lowering = lowering_of(node) if self.problem.sizes or draws(node) else None
+        lowering = lowering_of(node)
         self.env[node] = (lowering.rewrite(site) if lowering else None) or self._plain(node, operands)
 
     def _plain(self, node: fx.Node, operands: tuple[fx.Node, ...]) -> fx.Node:

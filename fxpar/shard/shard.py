@@ -17,6 +17,8 @@ from fxpar.clock import Clock
 from fxpar.mesh import Mesh
 from fxpar.shard.assign import assign
 from fxpar.shard.check import check
+from fxpar.shard.fuse import fuse
+from fxpar.shard.fusion import Fusion
 from fxpar.shard.hoist import hoist
 from fxpar.shard.lazy import settle
 from fxpar.shard.padding import zeroed
@@ -38,6 +40,7 @@ def shard(
     names: Sequence[naming.NamingRule],
     *,
     composites: Sequence[Composite] = (),
+    fusions: Sequence[Fusion] = (),
     timed: Mapping[str, int] | None = None,
     clock: Clock | None = None,
 ) -> Sharded:
@@ -51,7 +54,7 @@ def shard(
     with clock.measure("axes"):
         found, named = _axes(program, ops, names, composites)
     with clock.measure("shard"):
-        return _shard(program, mesh, table, found, named, timed or {})
+        return _shard(program, mesh, table, found, named, timed or {}, fusions)
 
 
 def _axes(
@@ -74,6 +77,7 @@ def _shard(
     found: infer.Inference,
     named: naming.Naming,
     timed: Mapping[str, int],
+    fusions: Sequence[Fusion],
 ) -> Sharded:
     mesh, table = cut_mesh(mesh, table, named)
     sizes = {m: s for m, s in {**mesh.sizes, **timed}.items() if s > 1 and m in _used(table)}
@@ -91,6 +95,7 @@ def _shard(
         decisions[mesh_dim].zeroed = zeroed(problem, decisions[mesh_dim])
     rewrite = Rewrite(problem, decisions)
     graph = rewrite.run()
+    fuse(graph, fusions)
     sharded = Sharded(program, mesh, table, graph, found, named, {}, (), tuple(rewrite.draws), notes)
     sharded.tensors = {n.meta["name"]: _laid(problem, decisions, n) for n in _stored(program.graph)}
     sharded.outputs = _outputs(problem, graph)
