@@ -52,7 +52,7 @@ def again(folder: Path, *, real: bool = False) -> Again:
     plan = Plan.from_yaml(folder / PLAN)
     for exact in (True, False) if _dtype(manifest) == torch.float64 else (False,):
         with precision(exact):
-            program = capture(model, example.args, example.kwargs)
+            program = capture(model, example.args, example.kwargs, opaque=plan.opaque or ())
         partition = split(program, plan, source=manifest.source)
         if partition.manifest.hash == manifest.hash:
             return Again(partition, model, example, exact)

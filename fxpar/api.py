@@ -33,13 +33,15 @@ def infer_axes(
     inputs: Sequence[str] = (),
     rules: Sequence[str | Path] = (),
     plan: Plan | None = None,
+    opaque: Sequence[str] = (),
 ) -> Census:
     """Find the axes of an unmodified model: their names, sizes and instances, and the mesh sizes that divide them.
 
     `model` is a module, with example inputs `args` and `kwargs`; or a text as `fxpar.capture.source.find` reads it,
     whose inputs are its own unless `inputs` describes them (`input_ids:int64[2,128]<32000`) or they are given here.
-    `rules` are further folders of rules. With a `plan`, its rules are read too, and each axis says what it is divided
-    over. Nothing is run and no weight is read. Raises ModelError, CaptureError, RuleError or PlanError.
+    `rules` are further folders of rules, `opaque` modules that stay one node, as of `capture`. With a `plan`, its own
+    are taken too, and each axis says what it is divided over. Only opaque modules are run, and no weight is read.
+    Raises ModelError, CaptureError, RuleError or PlanError.
     """
     if isinstance(model, str):
         found = source.find(model)
@@ -49,7 +51,9 @@ def infer_axes(
         model = found.build()
     rulebook = Rulebook.load(rules, plan)
     over = _over(rulebook, plan) if plan else {}
-    return census(capture(model, args, kwargs), rulebook.ops, rulebook.names, over, rulebook.composites)
+    whole = [*opaque, *((plan.opaque or ()) if plan else ())]
+    program = capture(model, args, kwargs, opaque=whole)
+    return census(program, rulebook.ops, rulebook.names, over, rulebook.composites)
 
 
 def partition(
@@ -85,9 +89,11 @@ def partition(
                 weights=weights,
                 seed=plan.seed,
                 clock=clock,
+                opaque=plan.opaque or (),
             )
         else:
-            found = origin.of_module(model, inputs, weights=weights, clock=clock)
+            opaque = plan.opaque or ()
+            found = origin.of_module(model, inputs, weights=weights, clock=clock, opaque=opaque)
     made = split(found.program, plan, source=found.text, clock=clock)
     if out is not None:
         with clock.measure("write"):

@@ -89,6 +89,12 @@ class OpNumber(int):
     __slots__ = ()
 
 
+class LeafNumber(int):
+    """The number of an opaque module in a graph, told apart from other numbers, as those of random ops."""
+
+    __slots__ = ()
+
+
 class GroupIndex(str):
     """As an argument in a graph: the index of the rank inside its group of that kind."""
 

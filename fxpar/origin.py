@@ -45,6 +45,7 @@ def of_source(
     weights: Weights | bool = True,
     seed: int = 0,
     clock: Clock | None = None,
+    opaque: Sequence[str] = (),
 ) -> Origin:
     """Build a model without its parameters and capture it, in train or eval mode.
 
@@ -58,19 +59,25 @@ def of_source(
     if weights is True and found is None:
         model = source.build(real=True, seed=seed, dtype=dtype).train(training)
         found = TensorWeights(model.state_dict())
-    program = captured(model, example, clock)
+    program = captured(model, example, clock, opaque)
     if _lacks_values(program):
-        program = captured(source.build(real=True, seed=seed, dtype=dtype).train(training), example, clock)
+        model_with_values = source.build(real=True, seed=seed, dtype=dtype).train(training)
+        program = captured(model_with_values, example, clock, opaque)
     return Origin(program, batch(model, example), found, source.text, source.companions())
 
 
 def of_module(
-    model: nn.Module, inputs: Any, *, weights: Weights | bool = True, clock: Clock | None = None
+    model: nn.Module,
+    inputs: Any,
+    *,
+    weights: Weights | bool = True,
+    clock: Clock | None = None,
+    opaque: Sequence[str] = (),
 ) -> Origin:
     """Capture a module as it is: its mode, its dtype and, with `weights` True, its own parameters."""
     example = inputs if isinstance(inputs, Example) else _example(inputs)
     found = TensorWeights(model.state_dict()) if weights is True else weights or None
-    return Origin(captured(model, example, clock), batch(model, example), found)
+    return Origin(captured(model, example, clock, opaque), batch(model, example), found)
 
 
 def _example(inputs: Any) -> Example:
@@ -81,12 +88,14 @@ def _example(inputs: Any) -> Example:
     return from_value(inputs, "inputs")
 
 
-def captured(model: nn.Module, example: Example, clock: Clock | None = None) -> Program:
+def captured(
+    model: nn.Module, example: Example, clock: Clock | None = None, opaque: Sequence[str] = ()
+) -> Program:
     """Capture a model; one whose parameters are float64 stays in float64 throughout."""
     double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
     precision: AbstractContextManager[Any] = Float64() if double else nullcontext()
     with precision:
-        return capture(model, example.args, example.kwargs, clock=clock)
+        return capture(model, example.args, example.kwargs, clock=clock, opaque=opaque)
 
 
 def batch(model: nn.Module, example: Example) -> dict[str, torch.Tensor]:

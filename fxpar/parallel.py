@@ -49,12 +49,18 @@ def parallelize(
     """
     check_world(plan)
     place = torch.device(device) if device is not None else current_device()
-    program = capture(model, args, kwargs)
+    program = capture(model, args, kwargs, opaque=plan.opaque or ())
     partition = split(program, plan)
     groups = _groups(partition, place)
     read = reader(partition, groups.rank, ModelWeights(program, weights))
     return assemble(
-        partition.manifest, partition.texts, groups, read, device=place, out_spec=program.out_spec
+        partition.manifest,
+        partition.texts,
+        groups,
+        read,
+        device=place,
+        out_spec=program.out_spec,
+        leaves=program.leaves,
     )
 
 

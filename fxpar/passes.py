@@ -140,6 +140,7 @@ def _manifest(
         tensors=tensors,
         ties=dict(sharded.program.ties),
         groups=manifests.groups(graphs, tensors.values(), outputs, stages),
+        opaque=sharded.program.leaves.paths,
         versions=manifests.versions(),
         notes=tuple(sharded.notes),
     )

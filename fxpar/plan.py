@@ -34,7 +34,8 @@ class Plan:
     `tp`, `pp`, `dp`, `cp`, `ep` are the sizes of the mesh dims (ranks), `vpp` the stages of each `pp` rank.
     `sequence_parallel` chooses the default table of splits, `splits` replaces and extends its rows by axis.
     `microbatches` of None is chosen by `resolve`; `cut` is `{"at": [module paths]}`, or None for balanced stages;
-    `rules` are further folders of rules, relative to the working directory; `seed` starts every random number.
+    `rules` are further folders of rules, relative to the working directory; `opaque` are paths or patterns of modules
+    that no graph can follow, and that stay whole (`blocks.*.experts`); `seed` starts every random number.
 
     Raises PlanError (several as Violations) for values that are wrong, and for what is not built yet.
     """
@@ -51,6 +52,7 @@ class Plan:
     cut: Mapping[str, Sequence[str]] | None = None
     splits: Mapping[str, Split] | None = None
     rules: Sequence[str] | None = None
+    opaque: Sequence[str] | None = None
     seed: int = 0
     places: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)
     """Where each setting was given, by its path (`tp`, `splits.heads`)."""
@@ -60,9 +62,9 @@ class Plan:
         rows = self.node("splits").mapping() if self.splits else {}
         self._normalise("splits", {axis: _simplest(row.plain()) for axis, row in rows.items()} or None)
         self._normalise("cut", {"at": list(self.cut_at)} if self.cut else None)
-        self._normalise(
-            "rules", [rule.text() for rule in self.node("rules").one_or_more() if self.rules] or None
-        )
+        for key in ("rules", "opaque"):
+            texts = self.node(key).one_or_more() if getattr(self, key) else ()
+            self._normalise(key, [text.text() for text in texts] or None)
 
     def _normalise(self, key: str, value: Plain) -> None:
         object.__setattr__(self, key, value)

@@ -93,6 +93,7 @@ CHECKS: dict[str, Check] = {
     "cut": _optional(_cut),
     "splits": _optional(_splits),
     "rules": _optional(_texts),
+    "opaque": _optional(_texts),
     "seed": _check(lambda node: node.integer(0)),
 }
 #: The settings that have parts, and what a part is called in messages.

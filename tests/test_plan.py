@@ -10,7 +10,7 @@ import pytest
 from fxpar.errors import PlanError, Violations
 from fxpar.plan import Plan
 
-KEYS = "cp, cut, dp, ep, microbatches, pp, rules, schedule, seed, sequence_parallel, splits, tp, vpp"
+KEYS = "cp, cut, dp, ep, microbatches, opaque, pp, rules, schedule, seed, sequence_parallel, splits, tp, vpp"
 PATHS = KEYS.replace("cut,", "cut, cut.at,").replace("splits,", "splits, splits.AXIS,")
 DEFAULTS = """\
 tp: 1
@@ -25,6 +25,7 @@ microbatches: null
 cut: null
 splits: null
 rules: null
+opaque: null
 seed: 0
 """
 

@@ -30,6 +30,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     clock: Clock | None = None,
+    opaque: Sequence[str] = (),
 ) -> Program:
     """Capture a model as one flat graph of pre-dispatch ATen ops, in its present mode (train or eval) and dtype.
 
@@ -38,6 +39,9 @@ def capture(
     The model is left as it was. Gradients of the graph are those of the model: regions without gradients, own
     gradients of `torch.autograd.Function` and in-place ops are kept exactly. `clock` takes the time of `export`.
 
+    `opaque` are paths of submodules, or patterns of them (`blocks.*.experts`), that stay one node each, since no graph
+    can follow what they do. Such a module is run on drawn numbers, of the sizes of the example, to see what it gives.
+
     Raises CaptureError, naming the line, for what one graph cannot hold.
     """
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
@@ -45,7 +49,7 @@ def capture(
             "capture runs under autocast", details=["call it outside, with the model in the dtype of the run"]
         )
     try:
-        traced = trace(model, args, kwargs or {}, clock or Clock())
+        traced = trace(model, args, kwargs or {}, clock or Clock(), opaque)
         ties = tied_names(model)
         with paused():
             graph = _graph(traced, ties, model)
@@ -143,6 +147,7 @@ def _program(model: nn.Module, traced: Traced, graph: fx.Graph, ties: Mapping[st
         modules={path: type(module).__name__ for path, module in model.named_modules(remove_duplicate=False)},
         persistent=frozenset(model.state_dict(keep_vars=True)) - set(ties),
         training=model.training,
+        leaves=traced.leaf_calls.leaves,
     )
 
 

@@ -17,6 +17,8 @@ from torch.utils import _pytree as pytree
 from fxpar.capture.arguments import arguments
 from fxpar.capture.fake import fake_like, fake_mode, faked
 from fxpar.capture.functions import Calls, kept
+from fxpar.capture.leaves import LeafCalls, chosen, leaves_of, opaque
+from fxpar.capture.precision import active
 from fxpar.capture.tree import flatten, leaf_names, plain
 from fxpar.clock import Clock
 from fxpar.errors import CaptureError
@@ -37,14 +39,21 @@ class Traced:
     """The flat outputs of the model; the tensors among them are the flat outputs of the graph, in order."""
     out_spec: pytree.TreeSpec
     calls: Calls
+    leaf_calls: LeafCalls
 
     @property
     def output_names(self) -> tuple[str, ...]:
         return tuple(name or "0" for name in leaf_names(self.out_spec))
 
 
-def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], clock: Clock) -> Traced:
-    """Export the model on fake tensors, training graph, not decomposed.
+def trace(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    clock: Clock,
+    patterns: Sequence[str] = (),
+) -> Traced:
+    """Export the model on fake tensors, training graph, not decomposed; modules that fit `patterns` stay one node.
 
     Raises CaptureError where arguments do not fit `forward`, or are no tensors, numbers or strings; what goes wrong
     inside the model is raised as it is.
@@ -54,9 +63,17 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], cloc
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     flat = [fake_like(leaf.detach(), mode) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     shell = _Shell(model, leaves, spec)
-    with _untouched(), _quiet(), faked(model, mode), kept() as calls, clock.measure("export"):
+    whole = leaves_of(model, chosen(model, patterns), double=active())
+    with (
+        _untouched(),
+        _quiet(),
+        faked(model, mode),
+        kept() as calls,
+        opaque(model, whole) as leaf_calls,
+        clock.measure("export"),
+    ):
         exported = torch.export.export(shell, tuple(flat), strict=False)
-    return Traced(exported, names, shell.outputs, shell.out_spec, calls)
+    return Traced(exported, names, shell.outputs, shell.out_spec, calls, leaf_calls)
 
 
 def _leaves(model: nn.Module, given: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ def failure(model: nn.Module, error: BaseException) -> CaptureError:
     place = line(model, error)
     reason = _reason(error)
     what = f"`{type(model).__name__}` cannot be captured" + (f": {place}" if place else "")
-    return CaptureError(what, details=[f"{type(error).__name__}: {reason}", *_remedy(error)])
+    return CaptureError(what, details=[f"{type(error).__name__}: {reason}", *_remedy(model, error)])
 
 
 def does_not_run(model: nn.Module, error: BaseException) -> ModelError:
@@ -55,15 +56,45 @@ def _reason(error: BaseException) -> str:
     return next(line.strip() for line in text.splitlines() if line.strip())[:300]
 
 
-def _remedy(error: BaseException) -> list[str]:
+def _remedy(model: nn.Module, error: BaseException) -> list[str]:
     text = " ".join(f"{type(link).__name__} {link}" for link in _chain(error))
-    if any(word in text for word in _DATA_DEPENDENT):
-        return [
-            "the line depends on the values of a tensor, which one graph cannot follow",
-            "rewrite it without `if`, loop or `.item()` on a tensor, or choose another implementation of that module",
-        ]
     if "fake tensor in the exported program" in text:
         return ["a tensor reaches the graph through an attribute or a closure; register it as a buffer"]
-    return [
-        "run the model once on these inputs: if that works, the line does something that tracing cannot follow"
-    ]
+    depends = any(word in text for word in _DATA_DEPENDENT)
+    said = "the line depends on the values of a tensor, which one graph cannot follow"
+    if not depends:
+        said = "run the model once on these inputs: if that works, the line does something that tracing cannot follow"
+    path = innermost(model, error)
+    if path:
+        return [
+            said,
+            f"choose another implementation of the module, or keep it whole: --opaque '{_alike(model, path)}'",
+        ]
+    if depends and path == "":
+        return [
+            said,
+            "it is in the forward of the model itself, which cannot be kept whole",
+            "leave out the input that it looks at (`labels`: compute the loss outside), or rewrite the line",
+        ]
+    return [said, "rewrite it, or choose another implementation of that module"] if depends else [said]
+
+
+def innermost(model: nn.Module, error: BaseException) -> str | None:
+    """The path of the innermost module of the model in whose code an error was raised; None where that is nowhere."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    for link in list(_chain(error))[::-1]:
+        owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(link.__traceback__)]
+        found: list[str] = [
+            paths[id(owner)] for owner in owners if isinstance(owner, nn.Module) and id(owner) in paths
+        ]
+        if found:
+            return found[-1]
+    return None
+
+
+def _alike(model: nn.Module, path: str) -> str:
+    """A pattern for a module and all of its class at the same place of other layers: `blocks.*.experts`."""
+    kind = type(model.get_submodule(path))
+    pattern = ".".join("*" if word.isdigit() else word for word in path.split("."))
+    fitting = [other for name, other in model.named_modules() if fnmatchcase(name, pattern)]
+    return pattern if all(type(other) is kind for other in fitting) else path

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch.export.graph_signature import InputKind, InputSpec
 
+from fxpar.capture import leaves
 from fxpar.capture.export import ROOT, Traced
 from fxpar.capture.functions import restore
 from fxpar.capture.node import is_op, where
@@ -62,6 +63,8 @@ class _Flattener:
         for node in list(self.graph.nodes):
             if is_op(node, torch.ops.fxpar_capture.function):
                 restore(node, self.traced.calls)
+            elif is_op(node, torch.ops.fxpar_capture.leaf):
+                leaves.restore(node, self.traced.leaf_calls)
         return self.graph
 
     def _placeholder(self, node: fx.Node, spec: InputSpec, names: Any) -> fx.Node:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 
 class Float64(TorchFunctionMode):
@@ -30,3 +30,8 @@ class Float64(TorchFunctionMode):
         args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
         options = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
         return func(*args, **options)
+
+
+def active() -> bool:
+    """Whether `Float64` is on."""
+    return any(isinstance(mode, Float64) for mode in _get_current_function_mode_stack())  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from fxpar.capture.leaves import Leaves
 from fxpar.capture.tree import flatten
 from fxpar.errors import ModelError
 
@@ -46,8 +47,8 @@ class Program:
     - `update` (ops, optional): it is the final `copy_` into the buffer of that name, and nothing uses its result,
     - `mask` (attention, optional): `full` or `causal`, what its constant mask amounts to.
 
-    A call of a `torch.autograd.Function` has a `FunctionCall` as its target. Outputs that are no tensors (None,
-    numbers) stand in the output tuple as they are.
+    A call of a `torch.autograd.Function` has a `FunctionCall` as its target, one of an opaque module `leaves`.
+    Outputs that are no tensors (None, numbers) stand in the output tuple as they are.
     """
 
     graph: fx.Graph
@@ -64,6 +65,8 @@ class Program:
     persistent: frozenset[str] = frozenset()
     """The names (parameters and persistent buffers) that belong into a checkpoint, without ties."""
     training: bool = True
+    leaves: Leaves = field(default_factory=Leaves)
+    """The opaque modules, which nodes with this target call."""
 
     def placeholder(self, name: str) -> fx.Node:
         """The placeholder of a parameter, buffer, constant or input, by its original name."""

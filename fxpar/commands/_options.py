@@ -21,6 +21,12 @@ rules = click.option(
     metavar="DIR",
     help="A folder of rules that is read after the built-in ones. Several times for several folders.",
 )
+opaque = click.option(
+    "--opaque",
+    multiple=True,
+    metavar="PATH,...",
+    help="Modules that no graph can follow: each stays whole. Patterns, as blocks.*.experts.",
+)
 plan = click.option(
     "--plan",
     "plan_file",

@@ -32,7 +32,7 @@ _settings = click.option(
 
 def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of a plan; `read_plan` takes them as they come."""
-    for option in (options.rules, _settings, options.plan, _sequence):
+    for option in (options.rules, options.opaque, _settings, options.plan, _sequence):
         function = option(function)
     for name in reversed(SIZES):
         function = click.option(f"--{name}", type=int, metavar="N", help=f"The size of {name}.")(function)
@@ -40,19 +40,26 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read_plan(
-    plan_file: Path | None, settings: Sequence[str], rules: Sequence[str], **given: Any
+    plan_file: Path | None, settings: Sequence[str], rules: Sequence[str], opaque: Sequence[str], **given: Any
 ) -> Plan | None:
     """The plan of a file, of options, and of --set, the later before the earlier; None if there is not one option."""
     from fxpar.plan import Plan
     from fxpar.settings import Given
 
     values = {name: value for name, value in given.items() if value is not None}
-    if not (plan_file or settings or rules or values):
+    if not (plan_file or settings or rules or opaque or values):
         return None
     plan = Plan.from_yaml(plan_file) if plan_file else Plan()
     places = {name: Given(f"--{name} {value}") for name, value in values.items() if name in SIZES}
     if rules:
         values["rules"] = [*(plan.rules or ()), *rules]
+    if opaque:
+        values["opaque"] = [*(plan.opaque or ()), *split_paths(opaque)]
     if values:
         plan = replace(plan, **values, places={**plan.places, **places})
     return plan.override(settings)
+
+
+def split_paths(given: Sequence[str]) -> list[str]:
+    """The paths of an option that takes several, between commas or each on its own."""
+    return [path.strip() for text in given for path in text.split(",") if path.strip()]

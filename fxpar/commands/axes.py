@@ -9,6 +9,7 @@ import click
 
 from fxpar.commands import _options as options
 from fxpar.commands._data import DataCommand, data
+from fxpar.commands._plan import split_paths
 
 
 @click.command(
@@ -24,10 +25,16 @@ Examples:
 @options.model
 @options.inputs
 @options.rules
+@options.opaque
 @options.plan
 @options.as_json
 def command(
-    model: str, inputs: Sequence[str], rules: Sequence[str], plan_file: Path | None, as_json: bool
+    model: str,
+    inputs: Sequence[str],
+    rules: Sequence[str],
+    opaque: Sequence[str],
+    plan_file: Path | None,
+    as_json: bool,
 ) -> None:
     """Print the axes of MODEL: sizes, instances, what they touch, and the mesh sizes that divide them.
 
@@ -38,5 +45,5 @@ def command(
     from fxpar.plan import Plan
 
     plan = Plan.from_yaml(plan_file) if plan_file else None
-    found = infer_axes(model, inputs=inputs, rules=rules, plan=plan)
+    found = infer_axes(model, inputs=inputs, rules=rules, plan=plan, opaque=split_paths(opaque))
     data(found.to_json() if as_json else found.text())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fxpar.capture.functions import FunctionCall
+from fxpar.capture.leaves import Leaves
 from fxpar.errors import EmitError
 
 #: Modules whose functions are written with the module's name before them.
@@ -29,6 +30,8 @@ def op_name(target: Any) -> str:
         return str(target)
     if isinstance(target, FunctionCall):
         return target.path
+    if isinstance(target, Leaves):
+        return f"fxpar.{target.__name__}"
     return f"{target.__module__.removeprefix('_')}.{target.__qualname__}"
 
 
@@ -45,6 +48,8 @@ def callee(target: Any) -> Callee:
         return Callee(f"torch.ops.{target}")
     if isinstance(target, FunctionCall):
         return _function(target)
+    if isinstance(target, Leaves):
+        return Callee("self.leaves")
     module, name = target.__module__.removeprefix("_"), target.__qualname__
     if module == "torch" or module.startswith("torch."):
         return Callee(f"{module}.{name}")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxpar.capture.leaves import Leaves
 from fxpar.emit.load import load_module
 from fxpar.runtime.groups import Groups
 from fxpar.runtime.manifest import Manifest
@@ -29,12 +30,13 @@ def assemble(
     *,
     device: torch.device | str = "cpu",
     out_spec: pytree.TreeSpec | None = None,
+    leaves: Leaves | None = None,
 ) -> Rank:
     """Build the module of the rank that `groups` belong to.
 
     `modules` has the texts (or paths) of the emitted modules by file name, `read` gives the rank's part of a tensor by
-    name. It is copied, with zeros behind it where the other ranks have more. Raises what `read` raises, and EmitError
-    for a tensor of another shape than the module's.
+    name. It is copied, with zeros behind it where the other ranks have more. `leaves` are the model's opaque modules,
+    which emitted modules call. Raises what `read` raises, and EmitError for a tensor of another shape.
     """
     stage = manifest.stage_of(groups.rank)
     main = build(modules[f"stage_{stage.index}.py"], groups, device)
@@ -42,6 +44,7 @@ def assemble(
     for module in (main, prepare):
         if module is not None:
             fill(module, read, Padding.of(manifest, groups))
+            give(module, leaves or Leaves())
     return Rank(main, manifest, groups, prepare=prepare, out_spec=out_spec)
 
 
@@ -50,6 +53,13 @@ def build(module: str | Path, groups: Groups, device: torch.device | str) -> nn.
     kind = load_module(module)
     given = {"groups": groups} if "groups" in inspect.signature(kind.__init__).parameters else {}
     return kind(**given, device=device)
+
+
+def give(module: nn.Module, leaves: Leaves) -> None:
+    """Let every part of an emitted module call opaque modules as `self.leaves`; these are copies of its own."""
+    mine = leaves.copied()
+    for part in module.modules():
+        part.leaves = mine  # type: ignore[assignment]
 
 
 @torch.no_grad()

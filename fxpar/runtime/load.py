@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from fxpar.capture.leaves import Leaves, leaves_of
+from fxpar.capture.source import find
 from fxpar.checkpoint.index import Index
 from fxpar.checkpoint.local import read as read_parts
 from fxpar.checkpoint.weights import FileWeights, TensorWeights, files_of
@@ -41,7 +43,25 @@ def load(folder: str | Path, groups: Groups | None = None, device: torch.device 
     stage = manifest.stage_of(groups.rank)
     names = [f"stage_{stage.index}.py", *(["prepare.py"] if manifest.prepared else [])]
     modules = {name: checked_text(folder, manifest, name) for name in names}
-    return assemble(manifest, modules, groups, _reader(folder, manifest, groups.rank), device=place)
+    read = _reader(folder, manifest, groups.rank)
+    return assemble(manifest, modules, groups, read, device=place, leaves=opaque_modules(manifest))
+
+
+def opaque_modules(manifest: Manifest) -> Leaves:
+    """The opaque modules of a model, from its source, without tensors.
+
+    Raises EmitError for a partition of a module that no text names: there is nothing to build them from.
+    """
+    if not manifest.opaque:
+        return Leaves()
+    if not manifest.source:
+        raise EmitError(
+            f"the opaque module `{manifest.opaque[0]}` cannot be built: the manifest has no source",
+            details=["partition the model by its text (`model.py`, `package.module:Model`), not as a module"],
+        )
+    model = find(manifest.source).build().train(manifest.training)
+    double = any(spec.dtype == "float64" for spec in manifest.tensors.values() if spec.kind == "parameter")
+    return leaves_of(model, manifest.opaque, double=double)
 
 
 def _groups(manifest: Manifest, device: torch.device) -> Groups:

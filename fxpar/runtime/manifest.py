@@ -117,6 +117,8 @@ class Manifest:
     ties: Mapping[str, str]
     groups: tuple[str, ...]
     """Every kind of group that some rank needs."""
+    opaque: tuple[str, ...] = ()
+    """The paths of the model's opaque modules, which are built from the model's source."""
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     ranks: tuple[tuple[str, ...], ...] = ()
@@ -171,6 +173,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         "stages": tuple(StageSpec.from_json(entry) for entry in data["stages"]),
         "tensors": {name: TensorSpec(**_tupled(entry)) for name, entry in data["tensors"].items()},
         "groups": tuple(data["groups"]),
+        "opaque": tuple(data["opaque"]),
         "notes": tuple(data["notes"]),
         "ranks": tuple(tuple(files) for files in data["ranks"]),
     }

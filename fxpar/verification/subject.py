@@ -63,7 +63,10 @@ class Subject:
         if self.folder is not None:
             return load(self.folder, groups, device)
         read = reader(self.partition, groups.rank, self.weights)
-        return assemble(self.partition.manifest, self.partition.texts, groups, read, device=device)
+        leaves = self.partition.program.leaves
+        return assemble(
+            self.partition.manifest, self.partition.texts, groups, read, device=device, leaves=leaves
+        )
 
 
 def subject(
@@ -78,7 +81,7 @@ def subject(
     """Capture and split a model, float64 models in float64 throughout. Raises as `capture` and `split`."""
     exact = is_float64(model)
     with precision(exact):
-        program = capture(model, args, kwargs)
+        program = capture(model, args, kwargs, opaque=plan.opaque or ())
     partition = split(program, plan, source=source)
     return Subject(partition, model, args, kwargs, ModelWeights(program, weights), exact=exact)
 
