@@ -113,7 +113,7 @@ def _calls(joint: Joint) -> Iterator[fx.Node]:
 
 def _links(call: Call, ins: Sequence[Dims], outs: Sequence[Dims], names: Mapping[Term, str]) -> Links:
     made = call.links([_pieces(dims, names) for dims in ins], [_pieces(dims, names) for dims in outs])
-    made.kind, made.linear = "opaque", False
+    made.kind, made.linear, made.neutral = "opaque", False, False
     return made
 
 

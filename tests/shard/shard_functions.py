@@ -203,12 +203,12 @@ class Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return x.pow(2).sum()
+        return x.pow(2).exp().sum() / 9
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return g * x
+        return g * x.exp()
 
 
 class Layer(nn.Module):
@@ -249,6 +249,7 @@ PLAIN: dict[str, Any] = {
     "literal": Literal,
     "untraced": Untraced,
     "total": Gelu,
+    "logits": Gelu,
 }
 #: The name of a model -> the axes that its Function may be split on.
 FUNCTIONS: dict[str, set[str]] = {
@@ -265,6 +266,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "literal": set(),
     "untraced": set(),
     "total": {"batch", "sequence", "ffn"},
+    "logits": {"batch", "sequence", "ffn"},
 }
 
 
@@ -284,7 +286,10 @@ class Model(nn.Module):
         x = x + self.mix(x, x, x, need_weights=False)[0]
         for layer in self.layers:
             x = layer(x)
-        loss = F.cross_entropy(self.head(x).flatten(0, 1), targets.flatten())
+        logits = self.head(x)
+        if self.name == "logits":
+            logits = Gelu.apply(logits)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         if self.name == "total":
             loss = loss + Total.apply(x)
         return {"loss": loss, "hidden": x}

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 import transformers
-from shard_case import Case
+from shard_case import Case, rows
 from shard_functions import FUNCTIONS, build
 from shard_modules import labels, tokens
 
@@ -34,6 +34,15 @@ def test_exact(name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_what_may_be_split(name: str) -> None:
     assert axes(case(name).shard("dp2 cp2 tp2")) == FUNCTIONS[name]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_axes_that_do_not_divide(name: str) -> None:
+    """64 over 3 ranks: what a Function makes of the padding goes nowhere."""
+    table = "vocab: tp~" if name in ("gate", "heads") else "ffn: tp~\nvocab: tp~"
+    run = case(name).check("tp3", rows(table))
+    assert run.error < EXACT, str(run)
+    assert run.sharded.tensors["head.weight"].local_shape[0] == 22
 
 
 def test_a_router_that_is_trained_with_noise_of_size_zero() -> None:
