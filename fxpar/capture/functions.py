@@ -15,6 +15,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxpar.errors import CaptureError
 
@@ -121,13 +122,34 @@ def _record(cls: Any, args: tuple[Any, ...]) -> _Record:
     return _Record(cls, literals, places, spec)
 
 
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes whether an op draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.any = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.any |= torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
 def _shapes(tensors: list[torch.Tensor], call: int) -> list[torch.Tensor]:
     """The fake implementation: run the Function's forward on fakes, note what it returns."""
     calls = _active[-1]
     record = calls.records[call]
     versions = [tensor._version for tensor in tensors]
-    with torch.no_grad():
+    with torch.no_grad(), _Draws() as draws:
         result = calls.original(record.function, *record.arguments(tensors))
+    if draws.any:
+        raise CaptureError(
+            f"autograd.Function `{record.function.__name__}` draws random numbers",
+            details=[
+                "no seed would reach it: draw them outside and give them to it, or switch off what uses it"
+            ],
+        )
     if versions != [tensor._version for tensor in tensors]:
         raise CaptureError(
             f"autograd.Function `{record.function.__name__}` changes its inputs", details=_ADVICE

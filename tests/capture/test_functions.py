@@ -101,6 +101,26 @@ class InPlace(Model):
         return Doubled.apply(self.linear(x))
 
 
+class Noisy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+        return x * torch.rand_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        return gradient
+
+
+class Random(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return Noisy.apply(self.linear(x))
+
+
+def test_random_numbers_are_refused() -> None:
+    with pytest.raises(CaptureError, match=r"autograd.Function `Noisy` draws random numbers"):
+        capture(Random(), (torch.randn(3, 4, dtype=torch.float64),))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
