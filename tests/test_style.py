@@ -23,7 +23,7 @@ EVERYWHERE = ("clock", "collector", "errors", "mesh", "plan", "yamlfile")
 #: Imports against the order: the graph has runtime ops in it, a model's weights may be in files, and what is emitted
 #: has files of weights.
 EXCEPTIONS = {
-    "capture": {"fxpar.checkpoint.weights"},
+    "capture": {"fxpar.checkpoint.weights", "fxpar.runtime.experts"},
     "shard": {"fxpar.runtime"},
     "pipeline": {"fxpar.runtime"},
     "emit": {"fxpar.runtime", "fxpar.checkpoint"},

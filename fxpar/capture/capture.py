@@ -16,6 +16,7 @@ from fxpar.capture.functional import functional
 from fxpar.capture.gradient import mark_gradients
 from fxpar.capture.masks import mark_masks
 from fxpar.capture.program import Input, Program
+from fxpar.capture.unsorted import unsort
 from fxpar.clock import Clock
 from fxpar.collector import paused
 from fxpar.errors import CaptureError
@@ -89,6 +90,7 @@ def _known(error: BaseException) -> CaptureError | None:
 def _graph(traced: Traced, ties: Mapping[str, str], model: nn.Module) -> fx.Graph:
     graph = functional(flat_graph(traced, ties))
     clean(graph)
+    unsort(graph)
     trainable = frozenset(name for name, tensor in model.named_parameters() if tensor.requires_grad)
     mark_gradients(graph, trainable)
     drop_dead(graph)

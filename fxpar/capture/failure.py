@@ -68,7 +68,7 @@ def _remedy(model: nn.Module, error: BaseException) -> list[str]:
     if path:
         return [
             said,
-            f"choose another implementation of the module, or keep it whole: --opaque '{_alike(model, path)}'",
+            f"{_another(model)}, or keep it whole: --opaque '{_alike(model, path)}'",
         ]
     if depends and path == "":
         return [
@@ -98,3 +98,10 @@ def _alike(model: nn.Module, path: str) -> str:
     pattern = ".".join("*" if word.isdigit() else word for word in path.split("."))
     fitting = [other for name, other in model.named_modules() if fnmatchcase(name, pattern)]
     return pattern if all(type(other) is kind for other in fitting) else path
+
+
+def _another(model: nn.Module) -> str:
+    """Advice to take another implementation of a module, by name for the experts of transformers' models."""
+    if getattr(getattr(model, "config", None), "_experts_implementation", "") == "eager":
+        return "build the model with experts_implementation='batched_mm' or 'grouped_mm'"
+    return "choose another implementation of the module"

@@ -10,6 +10,7 @@ from fxpar.runtime.conversions import slice as slice
 from fxpar.runtime.conversions import sum_gradient as sum_gradient
 from fxpar.runtime.conversions import zero_padding as zero_padding
 from fxpar.runtime.embedding import embedding as embedding
+from fxpar.runtime.experts import expert_linear as expert_linear
 from fxpar.runtime.groups import Groups as Groups
 from fxpar.runtime.loss import count_targets as count_targets
 from fxpar.runtime.loss import cross_entropy as cross_entropy

@@ -108,6 +108,10 @@ def test_wrong_rules(text: str, wanted: str) -> None:
             "`aten.binary_cross_entropy_with_logits.default` on zeros along `d` differs from the whole op by ",
         ),
         (  # exp(a + b) is not exp(a) + exp(b)
+            '- op: aten.add.Tensor\n  equation: "..., ... -> ..."\n  factors: [self]\n  proof: ["f[4,6], f[6]"]\n',
+            "`aten.add.Tensor` on summands differs from the whole op by ",
+        ),
+        (
             '- op: aten.exp.default\n  equation: "... -> ..."\n  linear: true\n  proof: ["f[4,6]"]\n',
             "`aten.exp.default` on summands differs from the whole op by ",
         ),

@@ -140,3 +140,22 @@ def test_slices_that_overlap_are_not() -> None:
     second = graph.call(aten.slice.Tensor, x, -1, 3, 6)
     assert dims(graph, x, first, second) == ["a b", "a c", "a d"]
     assert resolve(graph.infer().dims[first][0][1])
+
+
+def test_slices_that_alternate_are_the_major_part() -> None:
+    graph = Graph()
+    x = graph.numbers(4, 6)
+    gates, values = (graph.call(aten.slice.Tensor, x, -1, start, 6, 2) for start in (0, 1))
+    for node in (gates, values):
+        node.meta["grad"] = True
+    assert dims(graph, x, gates, values) == ["a (b c)", "a b", "a b"]
+
+
+@pytest.mark.parametrize(("starts", "grad"), [([0], True), ([0, 1], False)])
+def test_slices_that_leave_something_out_or_need_no_gradient_are_not(starts: list[int], grad: bool) -> None:
+    graph = Graph()
+    x = graph.numbers(4, 6)
+    slices = [graph.call(aten.slice.Tensor, x, -1, start, 6, 2) for start in starts]
+    for node in slices:
+        node.meta["grad"] = grad
+    assert dims(graph, x, slices[0]) == ["a b", "a c"]

@@ -7,6 +7,7 @@ gives out is compared, not only its loss. Outputs are compared too, each rank's 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,17 +89,20 @@ class Run:
 class Case:
     """A model and its inputs, captured once; `shard` and `run` may be called for many meshes."""
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], seed: int = SEED) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Mapping[str, Any], seed: int = SEED, *, wide: bool = True
+    ) -> None:
         self.model, self.inputs, self.seed = model, dict(inputs), seed
+        self.precision = Float64 if wide else nullcontext
         self.before = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
-        with Float64():
+        with self.precision():
             self.program: Program = capture(model, (), self.inputs)
         self._restore()
 
     def shard(self, mesh: str | Mesh, given: Mapping[str, table.Row] | str = "default") -> Sharded:
         """The graph split over a mesh."""
         rows_ = splits(given) if isinstance(given, str) else given
-        with Float64():
+        with self.precision():
             grid = mesh_of(mesh) if isinstance(mesh, str) else mesh
             return shard(self.program, grid, rows_, OPS, NAMES, composites=COMPOSITES)
 
@@ -110,7 +114,7 @@ class Case:
     def whole(self) -> tuple[list[Any], dict[str, Tensor], dict[str, Tensor]]:
         """Outputs, gradients by name and buffers afterwards of the whole model."""
         self._restore()
-        with Float64():
+        with self.precision():
             outputs = pytree.tree_leaves(_values(self.model(**self.inputs)))
         parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         roots = [(out, self.weight(i, out)) for i, out in enumerate(outputs) if _differentiable(out)]

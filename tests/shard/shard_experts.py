@@ -145,6 +145,31 @@ def case(name: str) -> Case:
     if name in _OWN:
         torch.manual_seed(1)
         return Case(_OWN[name]().double(), {"ids": tokens()})
+    return Case(public(name).double(), inputs())
+
+
+@cache
+def grouped(name: str) -> Case:
+    """A public model that sorts tokens by expert, held against itself without sorting."""
+    made = Case(public(name, experts_implementation="grouped_mm").double(), inputs())
+    made.model.config._experts_implementation = "batched_mm"
+    return made
+
+
+@cache
+def auxiliary(name: str) -> Case:
+    """A public model whose loss has a term that balances the experts."""
+    return Case(public(name, output_router_logits=True).double(), inputs())
+
+
+@cache
+def single(name: str) -> Case:
+    """A public model as it is made: in single precision, with its default kernel."""
+    return Case(public(name, experts_implementation=None), inputs(), wide=False)
+
+
+def inputs() -> dict[str, Tensor]:
+    """Tokens and labels, of which some do not count."""
     labels = tokens()
     labels[0, 2:9] = -100
-    return Case(public(name).double(), {"input_ids": tokens(), "labels": labels})
+    return {"input_ids": tokens(), "labels": labels}

@@ -6,9 +6,14 @@ from collections import Counter
 
 import pytest
 from shard_case import Run
-from shard_experts import PUBLIC, case
+from shard_experts import PUBLIC, auxiliary, case, grouped, inputs, public, single
 
-EXACT = 1e-9
+import fxpar
+from fxpar.capture.precision import Float64
+from fxpar.errors import ShardError
+from fxpar.passes import split
+
+EXACT, SINGLE = 1e-9, 1e-4
 MESHES = ["tp2", "tp4", "tp2 whole", "cp2", "cp2 tp2", "dp2 tp2"]
 OWN = ["modules", "bmm", "einsum", "dispatched", "alternating"]
 
@@ -28,6 +33,23 @@ def test_public_models(name: str, mesh: str) -> None:
     run = case(name).check(mesh.removesuffix(" whole"), "whole_sequence" if "whole" in mesh else "default")
     assert run.error < EXACT, str(run)
     assert run.sharded.fraction >= 0.9 or "tp" not in mesh
+
+
+@pytest.mark.parametrize("mesh", ["tp2", "tp4", "cp2", "dp2 tp2"])
+@pytest.mark.parametrize("name", PUBLIC)
+def test_grouped_products(name: str, mesh: str) -> None:
+    """What sorts all tokens by their experts is split like what does not, and moves as little."""
+    run = grouped(name).check(mesh)
+    assert run.error < EXACT, str(run)
+    assert inserted(run) == inserted(case(name).check(mesh))
+    assert run.sharded.fraction == case(name).shard(mesh).fraction
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_kernel_that_models_have_by_default(name: str) -> None:
+    run = single(name).check("cp2 tp2")
+    assert run.error < SINGLE, str(run)
+    assert any(str(node.target) == "fxpar.expert_linear.default" for node in run.sharded.graph.nodes)
 
 
 @pytest.mark.parametrize("mesh", ["tp2", "tp4", "cp2 tp2"])
@@ -65,3 +87,31 @@ def test_the_bias_of_a_selected_expert_is_added_once() -> None:
     laid = run.sharded.tensors
     assert laid["model.layers.0.mlp.experts.down_proj_bias"].reduce == ()
     assert laid["model.layers.0.mlp.experts.gate_up_proj_bias"].words[1] == "(ffn 2)"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_stages_and_microbatches(name: str) -> None:
+    """The folder's modules, also where tokens are sorted: no sample is mixed with another."""
+    plan = fxpar.Plan(tp=2, pp=2, microbatches=2)
+    with Float64():
+        report = fxpar.verify(public(name).double(), kwargs=inputs(), plan=plan, simulate=True)
+    assert max(report.loss_error, report.gradient_error, report.parameter_error) < EXACT
+    model = public(name, experts_implementation=None)
+    report = fxpar.verify(model, kwargs=inputs(), plan=plan, simulate=True)
+    assert max(report.loss_error, report.gradient_error) < SINGLE
+
+
+@pytest.mark.parametrize("mesh", ["tp2", "cp2 tp2", "dp2"])
+@pytest.mark.parametrize("name", ["selected", "shared"])
+def test_the_auxiliary_loss_is_that_of_all_tokens(name: str, mesh: str) -> None:
+    run = auxiliary(name).check(mesh)
+    assert run.error < EXACT, str(run)
+
+
+def test_an_auxiliary_loss_of_the_whole_batch_is_refused_in_microbatches() -> None:
+    with pytest.raises(ShardError) as error:
+        split(auxiliary("selected").program, fxpar.Plan(pp=2, microbatches=2))
+    what, where, remedy = str(error.value).splitlines()
+    assert what == "microbatches mix at `aten.histc.default`: it needs the whole batch"
+    assert where.startswith("  the model (modeling_mixtral.py:")
+    assert remedy == "  use one microbatch"
