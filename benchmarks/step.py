@@ -1,6 +1,6 @@
 """A training step of what fxpar emits for one rank, against the original model: forward and backward, no optimizer.
 
-    python benchmarks/step.py [--model llama] [--rounds 15] [--compiled] [--toy]
+    python benchmarks/step.py [--model llama] [--rounds 11] [--compiled] [--toy]
 
 Both have the same weights and the same batch, and their losses and gradients are compared first. `saved` is what
 autograd keeps between forward and backward, without the parameters.
@@ -29,7 +29,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=NAMES, action="append", help="both without it")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--mode", choices=("eager", "compiled"), action="append", help="both without it")
     parser.add_argument("--toy", action="store_true", help="tiny models, to see that it runs")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """Tensor parallelism on two processes: a training step of what fxpar emits, against torch's `parallelize_module`.
 
-    python benchmarks/tensor.py [--plan tp+sp] [--rounds 15] [--toy]
+    python benchmarks/tensor.py [--plan tp+sp] [--rounds 11] [--toy]
 
 Forward and backward with complete gradients, without optimizer, over gloo. Both have the same weights and the same
 batch; their losses and gradients are compared first, and the bytes that a rank sends in a step are counted. `least` is
@@ -41,7 +41,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--plan", choices=tuple(PLANS), action="append", help="both without it")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--toy", action="store_true", help="a tiny model, to see that it runs")
     options = parser.parse_args()
     if "RANK" not in os.environ:
