@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxpar.capture.node import tensors_of
+from fxpar.capture.node import is_op, tensors_of
 from fxpar.capture.program import Program
 
 #: First and last+1 position along each dimension.
@@ -54,18 +54,24 @@ class Constants:
 
     def block(self, node: fx.Node, box: Box) -> torch.Tensor:
         """A box of a constant tensor, without making the whole of it where broadcasts and pointwise ops made it."""
-        step = _STEPS.get(getattr(node.target, "overloadpacket", None))
-        if _is_whole(node, box) or (step is None and not _is_pointwise(node)):
+        inner = None if _is_whole(node, box) else _inner(node, box)
+        if inner is None:
             value: torch.Tensor = self.value(node)[tuple(slice(*bounds) for bounds in box)]
             return value
-        if step is not None:
-            stepped: torch.Tensor = step(self, node, box)
-            return stepped
-        values = {
-            argument: self.block(argument, _aligned(argument, box)) for argument in node.all_input_nodes
-        }
-        result: torch.Tensor = _call(node, values)
+        values = {argument: self.block(argument, part) for argument, part in inner.items()}
+        if is_op(node, _aten.unsqueeze):
+            return values[node.args[0]].unsqueeze(int(node.args[1]) % len(box))  # type: ignore[index, arg-type]
+        result: torch.Tensor = (
+            next(iter(values.values())) if is_op(node, _aten.expand) else _call(node, values)
+        )
         return result.expand([stop - start for start, stop in box])
+
+    def sources(self, node: fx.Node, box: Box) -> list[torch.Tensor]:
+        """The blocks that `block` begins with: it gives the same for boxes of one size whose sources are equal."""
+        inner = None if _is_whole(node, box) else _inner(node, box)
+        if inner is None:
+            return [self.block(node, box)]
+        return [source for argument, part in inner.items() for source in self.sources(argument, part)]
 
     def _is_constant(self, node: fx.Node) -> bool:
         if node.op == "placeholder":
@@ -146,17 +152,11 @@ def _is_pointwise(node: fx.Node) -> bool:
     return tagged or getattr(node.target, "overloadpacket", None) in _POINTWISE
 
 
-def _expand(constants: Constants, node: fx.Node, box: Box) -> torch.Tensor:
-    source: Any = node.args[0]
-    part = constants.block(source, _aligned(source, box))
-    return part.expand([stop - start for start, stop in box])
-
-
-def _unsqueeze(constants: Constants, node: fx.Node, box: Box) -> torch.Tensor:
-    source: Any = node.args[0]
-    dim = int(node.args[1]) % len(box)  # type: ignore[arg-type]
-    inner = [bounds for index, bounds in enumerate(box) if index != dim]
-    return constants.block(source, inner).unsqueeze(dim)
-
-
-_STEPS: dict[Any, Any] = {_aten.expand: _expand, _aten.unsqueeze: _unsqueeze}
+def _inner(node: fx.Node, box: Box) -> dict[fx.Node, Box] | None:
+    """For each operand the box that a box of the result is made from; None for an op that mixes positions."""
+    if is_op(node, _aten.unsqueeze):
+        dim = int(node.args[1]) % len(box)  # type: ignore[arg-type]
+        return {node.all_input_nodes[0]: [bounds for index, bounds in enumerate(box) if index != dim]}
+    if is_op(node, _aten.expand) or _is_pointwise(node):
+        return {argument: _aligned(argument, box) for argument in node.all_input_nodes}
+    return None

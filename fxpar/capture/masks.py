@@ -52,14 +52,23 @@ def classify(constants: Constants, mask: fx.Node, lengths: tuple[int, int]) -> s
         return None
     square = lengths[0] == lengths[1] and tuple(shape[-2:]) == lengths
     kinds = {"full", "causal"} if square else {"full"}
+    seen: dict[tuple[int, int], list[torch.Tensor]] = {}
     try:
         for box in _pieces(shape):
+            sources = constants.sources(mask, box)
+            first = seen.setdefault(box[-2], sources)
+            if first is not sources and _equal(first, sources):
+                continue  # the same rows as those of another sample
             kinds &= _kinds(constants.block(mask, box), box)
             if not kinds:
                 return None
     except KeyError:
         return None
     return "full" if "full" in kinds else "causal"
+
+
+def _equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 def _kinds(part: torch.Tensor, box: Box) -> set[str]:

@@ -80,6 +80,12 @@ def random(_: Attention, __: Tensor) -> Tensor:
     return torch.rand(LENGTH, LENGTH) >= 0
 
 
+def of_sample(_: Attention, x: Tensor) -> Tensor:
+    """Causal for the first sample, and not for the second."""
+    rows, columns = positions()
+    return (columns <= rows)[None, None] | (torch.arange(x.shape[0])[:, None, None, None] > 0)
+
+
 CASES: list[tuple[Mask, str | None]] = [
     (broadcast, "causal"),
     (additive, "causal"),
@@ -89,6 +95,7 @@ CASES: list[tuple[Mask, str | None]] = [
     (zeros, "full"),
     (lambda *_: None, "full"),
     (window, None),
+    (of_sample, None),
     (large_but_finite, None),
     (of_input, None),
     (of_parameter, None),
@@ -111,6 +118,20 @@ def mark(model: nn.Module) -> str | None:
 def test_by_value(mask: Mask, kind: str | None, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masks, "PIECE", piece)
     assert mark(Attention(mask)) == kind
+
+
+def same_in_every_sample(_: Attention, x: Tensor) -> Tensor:
+    rows, columns = positions()
+    samples = torch.zeros(x.shape[0], LENGTH, dtype=torch.int64)
+    return (columns <= rows) & (samples[:, None, :, None] == samples[:, None, None, :])
+
+
+def test_samples_with_one_mask_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[object] = []
+    kinds = masks._kinds
+    monkeypatch.setattr(masks, "_kinds", lambda part, box: (looked.append(box), kinds(part, box))[1])
+    assert mark(Attention(same_in_every_sample)) == "causal"
+    assert len(looked) == 1
 
 
 def test_fewer_keys_than_queries_are_not_causal() -> None:
