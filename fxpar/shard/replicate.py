@@ -28,19 +28,57 @@ Uses = dict[fx.Node, list[tuple[fx.Node, Placement]]]
 
 def replicate(problem: Problem, decision: Decision) -> None:
     """Change the decisions for such regions, in place."""
-    uses = uses_of(problem, decision)
-    region = {node for node in decision.states if _may(decision, node)}
-    unfed = region
-    while unfed:
-        while cold := {node for node in region if not _feeds_split_work(decision, uses, region, node)}:
-            region -= cold
-        unfed = {node for node in region if not _is_fed(problem, decision, uses, region, node)}
-        region -= unfed
+    region = _region(problem, decision)
     for node in region:
         decision.states[node] = (REPLICATE,) * len(decision.states[node])
         if node in decision.wants:
             decision.wants[node] = (REPLICATE,) * len(decision.wants[node])
         decision.splits.pop(node, None)
+
+
+def _region(problem: Problem, decision: Decision) -> set[fx.Node]:
+    """The nodes that become Replicate: all that may, without those that cannot stay.
+
+    One that leaves is looked at as the reason for others to leave, so that the work grows with the graph and no more.
+    """
+    uses = uses_of(problem, decision)
+    region = {node for node in decision.states if _may(decision, node)}
+    links = _Neighbours(problem, uses, region)
+    cold, suspects = set(region), set(region)
+    while cold or suspects:
+        left: set[fx.Node] = set()
+        while cold := {node for node in cold & region if not _feeds_split_work(decision, uses, region, node)}:
+            region -= cold
+            left |= cold
+            cold = links.producers(cold)
+        suspects = (suspects | links.siblings(left)) & region
+        unfed = {node for node in suspects if not _is_fed(problem, decision, uses, region, node)}
+        region -= unfed
+        cold, suspects = links.producers(unfed), links.siblings(unfed)
+    return region
+
+
+class _Neighbours:
+    """Which nodes have to be asked again when others leave the region."""
+
+    def __init__(self, problem: Problem, uses: Uses, region: set[fx.Node]) -> None:
+        self._operands: dict[fx.Node, set[fx.Node]] = defaultdict(set)
+        self._takers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        for value, each in uses.items():
+            for user, _ in each:
+                self._operands[user].add(value)
+        for node in region:
+            self._operands[node].update(node.all_input_nodes)
+            for operand in _operands(problem, node):
+                self._takers[operand].append(node)
+
+    def producers(self, nodes: set[fx.Node]) -> set[fx.Node]:
+        """The values that the nodes use: whether they feed split work depends on the nodes."""
+        return {value for node in nodes for value in self._operands[node]}
+
+    def siblings(self, nodes: set[fx.Node]) -> set[fx.Node]:
+        """What uses the nodes, or a value that they use: whether it is fed depends on the nodes."""
+        return {taker for value in nodes | self.producers(nodes) for taker in self._takers[value]}
 
 
 def uses_of(problem: Problem, decision: Decision) -> Uses:
@@ -79,8 +117,6 @@ def _feeds_split_work(decision: Decision, uses: Uses, region: set[fx.Node], node
 
 def _is_fed(problem: Problem, decision: Decision, uses: Uses, region: set[fx.Node], node: fx.Node) -> bool:
     """Whether every operand is there as a whole: from the region, for another consumer, or independent of data."""
-    links = problem.found.links.get(node)
-    operands = links.operands if links else tuple(node.all_input_nodes)
     return all(
         operand in problem.lazy
         or operand in region
@@ -88,8 +124,13 @@ def _is_fed(problem: Problem, decision: Decision, uses: Uses, region: set[fx.Nod
             _brings(problem, decision, region, user, operand) if user in region else want is REPLICATE
             for user, want in uses[operand]
         )
-        for operand in operands
+        for operand in _operands(problem, node)
     )
+
+
+def _operands(problem: Problem, node: fx.Node) -> tuple[fx.Node, ...]:
+    links = problem.found.links.get(node)
+    return links.operands if links else tuple(node.all_input_nodes)
 
 
 def _brings(
