@@ -1,13 +1,17 @@
 # make env    everything in .venv, at the versions of constraints.txt
 # make test   format, lint, types and tests
 # make demo   split a small real model and hold it against the whole one
+# make zoo    split tiny versions of public models by many plans, and write docs/models.md
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 STAMP := .venv/.installed
 
-.PHONY: env test lint demo clean
+ZOO := timm x-transformers einops einx loguru frozendict torch-einops-utils pillow
+ZOO += torchtitan spmd-types tyro docstring-parser triton
+
+.PHONY: env test lint demo zoo clean
 
 env: $(STAMP)
 
@@ -31,6 +35,11 @@ lint: env
 
 demo: env
 	$(BIN)/python examples/minilm.py
+
+# Their own dependencies are for training and drawing: benchmarks/models/stubs.py stands in for those.
+zoo: env
+	$(PIP) --no-deps $(ZOO)
+	$(BIN)/python benchmarks/zoo.py --write docs/models.md
 
 clean:
 	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis

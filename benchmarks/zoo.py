@@ -23,9 +23,9 @@ from pathlib import Path
 import click
 import torch
 import transformers
-import trial as trials
-from models import Entry, entries
-from trial import DROPOUT, PLANS, Trial
+from models import trial as trials
+from models.entries import Entry, entries
+from models.trial import DROPOUT, PLANS, Trial
 
 HEAD = """# Models
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from math import prod
 
 import torch
-from models import Entry
 from torch import fx
 
 import fxpar
@@ -26,6 +25,7 @@ from fxpar.errors import FxparError
 from fxpar.passes import Partition, split
 from fxpar.plan import Plan
 from fxpar.shard.placement import Shard
+from models.entries import Entry
 
 #: The columns of the table: a plan each.
 PLANS = {
@@ -87,6 +87,8 @@ def run(entry: Entry, columns: Sequence[str] = tuple(PLANS), *, dropout: bool = 
     with _quiet():
         try:
             _describe(trial, entry)
+        except ModuleNotFoundError as error:
+            trial.refused = f"{error.name} is not installed: `make zoo` installs what the zoo needs"
         except FxparError as error:
             trial.refused = str(error)
         else:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from inputs import BATCH, LENGTH, VOCABULARY, Inputs
-from stubs import stand_ins
 from torch import Tensor, nn
+
+from models.inputs import BATCH, LENGTH, VOCABULARY, Inputs
+from models.stubs import stand_ins
 
 Built = tuple[nn.Module, Inputs]
 
@@ -234,9 +235,7 @@ def titan_deepseek_v3(_dropout: float) -> Built:
 
 def _titan(package: str, table: str, flavor: str, **options: Any) -> Built:
     """A small configuration of torchtitan with torch's own attention instead of the compiled one."""
-    with stand_ins(
-        "tyro", "torchdata", "datasets", "tensorboard", "wandb", "torch_checkpointing", "docstring_parser"
-    ):
+    with stand_ins("torchdata", "datasets", "tensorboard", "wandb", "torch_checkpointing"):
         import importlib
 
         models = importlib.import_module(f"torchtitan.models.{package}")

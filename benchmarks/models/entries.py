@@ -1,4 +1,4 @@
-"""The models of the zoo: rows of models.yaml and builders of others.py, each with a batch."""
+"""The models of the zoo: rows of public.yaml and builders of others.py, each with a batch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 import yaml
-from inputs import KINDS, Inputs
-from others import BUILDERS
 from torch import nn
+
+from models.inputs import KINDS, Inputs
+from models.others import BUILDERS
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def entries() -> Iterator[Entry]:
 
 @cache
 def _rows() -> Any:
-    return yaml.safe_load(Path(__file__).with_name("models.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load(Path(__file__).with_name("public.yaml").read_text(encoding="utf-8"))
 
 
 def _public(row: dict[str, Any], attention: str, dropout: float) -> nn.Module:

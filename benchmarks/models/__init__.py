@@ -1,0 +1,1 @@
+"""Tiny versions of public models, and the trial that each is put through."""
