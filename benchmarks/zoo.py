@@ -25,7 +25,7 @@ import torch
 import transformers
 from models import trial as trials
 from models.entries import Entry, entries
-from models.trial import DROPOUT, PLANS, Trial
+from models.trial import DROPOUT, NONE, PLANS, Trial
 
 HEAD = """# Models
 
@@ -92,7 +92,7 @@ def line(trial: Trial) -> str:
     if trial.refused:
         return f"{trial.label:36} not captured\n    " + trial.refused.replace("\n", "\n    ")
     cells = [f"{column} {cell(error)}" for column, error in trial.errors.items()]
-    said = [error for error in trial.errors.values() if isinstance(error, str)]
+    said = [error for error in trial.errors.values() if isinstance(error, str) and error != NONE]
     head = (
         f"{trial.label:36} {trial.split:4.0%}  {_layer(trial):>7}  {'  '.join(cells)}  {trial.seconds:.0f} s"
     )
@@ -101,6 +101,8 @@ def line(trial: Trial) -> str:
 
 def cell(error: float | str) -> str:
     """An error for a table."""
+    if error == NONE:
+        return NONE
     return "refused" if isinstance(error, str) else f"{error:.0e}"
 
 
@@ -130,7 +132,7 @@ def _refusals(done: Sequence[Trial]) -> list[str]:
     said: dict[str, list[str]] = {}
     for trial in done:
         for text in [trial.refused, *trial.errors.values()]:
-            if isinstance(text, str) and text:
+            if isinstance(text, str) and text not in ("", NONE):
                 said.setdefault(text, []).append(trial.label)
     if not said:
         return []

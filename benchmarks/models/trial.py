@@ -9,22 +9,25 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
-import fxpar
 from fxpar.again import precision
 from fxpar.axes.factor import leaves
 from fxpar.capture import capture
 from fxpar.capture.program import Program
 from fxpar.errors import FxparError
+from fxpar.parts import ModelWeights
 from fxpar.passes import Partition, split
 from fxpar.plan import Plan
 from fxpar.shard.placement import Shard
+from fxpar.verification.simulated import verify_simulated
+from fxpar.verification.subject import Subject
 from models.entries import Entry
 
 #: The columns of the table: a plan each.
@@ -40,6 +43,9 @@ PLANS = {
 #: The plan that is tried with dropout as well.
 DROPOUT_PLAN = Plan(tp=2, pp=2)
 DROPOUT = 0.1
+
+#: The entry of a model that draws no random numbers.
+NONE = "none"
 
 #: How often a conversion talks to other ranks, forward and backward.
 _TIMES = {
@@ -77,7 +83,7 @@ class Trial:
     def exact(self) -> bool:
         """Whether every column is exact."""
         limit = 1e-9 if self.dtype == "float64" else 1e-4
-        return all(isinstance(e, float) and e <= limit for e in self.errors.values())
+        return all(isinstance(e, float) and e <= limit for e in self.errors.values() if e != NONE)
 
 
 def run(entry: Entry, columns: Sequence[str] = tuple(PLANS), *, dropout: bool = True) -> Trial:
@@ -86,34 +92,65 @@ def run(entry: Entry, columns: Sequence[str] = tuple(PLANS), *, dropout: bool = 
     trial = Trial(entry.label, str(entry.dtype).removeprefix("torch."))
     with _quiet():
         try:
-            _describe(trial, entry)
+            taken = _taken(entry)
+            _describe(trial, taken)
         except ModuleNotFoundError as error:
             trial.refused = f"{error.name} is not installed: `make zoo` installs what the zoo needs"
         except FxparError as error:
             trial.refused = str(error)
         else:
             for column in columns:
-                trial.errors[column] = _error(entry, PLANS[column], 0.0)
+                trial.errors[column] = _error(taken, PLANS[column])
             if dropout:
-                trial.errors["dropout"] = _error(entry, DROPOUT_PLAN, DROPOUT)
+                _with_dropout(trial, entry)
     trial.seconds = time.perf_counter() - start
     return trial
 
 
-def _describe(trial: Trial, entry: Entry) -> None:
-    model, batch = entry.build()
-    with precision(entry.dtype == torch.float64):
-        program = capture(model, (), batch)
-    partition = split(program, PLANS["tp 2"])
+@dataclass
+class _Taken:
+    """A model with its batch, and what was captured of it."""
+
+    model: nn.Module
+    batch: Mapping[str, Any]
+    program: Program
+    exact: bool
+
+
+def _taken(entry: Entry, dropout: float = 0.0) -> _Taken:
+    model, batch = entry.build(dropout)
+    exact = entry.dtype == torch.float64
+    with precision(exact):
+        return _Taken(model, batch, capture(model, (), batch), exact)
+
+
+def _describe(trial: Trial, taken: _Taken) -> None:
+    partition = split(taken.program, PLANS["tp 2"])
     trial.axes = _axes(partition)
-    trial.split = _split_share(partition, program)
+    trial.split = _split_share(partition, taken.program)
     trial.large, trial.small = _collectives(partition.sharded.graph)
 
 
-def _error(entry: Entry, plan: Plan, dropout: float) -> float | str:
-    model, batch = entry.build(dropout)
+def _with_dropout(trial: Trial, entry: Entry) -> None:
+    """Under one plan with dropout, if the model has any."""
     try:
-        report = fxpar.verify(model, kwargs=batch, plan=plan, simulate=True)
+        taken = _taken(entry, DROPOUT)
+        drawn = any(torch.Tag.nondeterministic_seeded in _tags(node) for node in taken.program.graph.nodes)
+        trial.errors["dropout"] = _error(taken, DROPOUT_PLAN) if drawn else NONE
+    except FxparError as error:
+        trial.errors["dropout"] = str(error)
+
+
+def _tags(node: fx.Node) -> Sequence[torch.Tag]:
+    return getattr(node.target, "tags", ())
+
+
+def _error(taken: _Taken, plan: Plan) -> float | str:
+    try:
+        partition = split(taken.program, plan)
+        weights = ModelWeights(taken.program, None)
+        subject = Subject(partition, taken.model, (), taken.batch, weights, exact=taken.exact)
+        report = verify_simulated(subject)
     except FxparError as error:
         return str(error)
     return max(
