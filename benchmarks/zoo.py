@@ -76,9 +76,7 @@ def _run(chosen: Sequence[Entry], columns: Sequence[str], dropout: bool, jobs: i
     if jobs == 1:
         yield from map(work, chosen)
         return
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_one_thread, max_tasks_per_child=10
-    ) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         yield from pool.map(work, chosen)
 
 
