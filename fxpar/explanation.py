@@ -23,6 +23,7 @@ from fxpar.errors import ModelError
 from fxpar.mesh import GroupName
 from fxpar.passes import Partition
 from fxpar.runtime.manifest import OutputSpec, TensorSpec, dtype_name
+from fxpar.shard.overlap import sum_text
 from fxpar.shard.placement import Shard
 
 #: What the backward of each collective is, where its arguments do not say it.
@@ -33,11 +34,15 @@ BACKWARD = {
     "reduce_scatter": "all_gather",
     "all_to_all": "all_to_all",
     "keep_on_first": "nothing",
+    "keep_gradient_on_first": "zero but on one rank",
+    "keep_both_on_first": "zero but on one rank",
 }
 FORWARD = {
     "sum_gradient": "nothing",
     "all_reduce_both": "all_reduce",
     "keep_on_first": "zero but on one rank",
+    "keep_gradient_on_first": "nothing",
+    "keep_both_on_first": "zero but on one rank",
 }
 ARGUED = ("all_gather", "slice")
 NO_RULE = "no row of the table splits it"
@@ -156,7 +161,8 @@ def _tensor(spec: TensorSpec, ties: Mapping[str, str], rule: str) -> Explanation
 def _gradient(spec: TensorSpec) -> str:
     if spec.kind != "parameter" or not spec.learns:
         return ""
-    sums = [*spec.reduce, *(["the stages that hold it"] if len(spec.stages) > 1 else [])]
+    sums = [*spec.reduce, *map(sum_text, spec.overlaps)]
+    sums += ["the stages that hold it"] if len(spec.stages) > 1 else []
     return f"summed over {' and '.join(sums)} once a step" if sums else "complete on every rank"
 
 

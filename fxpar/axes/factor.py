@@ -124,6 +124,17 @@ def count(dim: Dim, factor: Factor) -> int:
     return total
 
 
+def holds_partly(dim: Dim, factor: Factor) -> bool:
+    """Whether splitting `factor` splits some parts of a concatenation in the resolved dim and leaves others whole."""
+    cats = [term for term in dim if isinstance(term, Cat) and factor in leaves((term,))]
+    if len(cats) != 1 or factor in dim or holds(dim, factor):
+        return False
+    return all(
+        holds(part, factor) or holds_partly(part, factor) or factor not in leaves(part)
+        for part in cats[0].parts
+    )
+
+
 def lock(dim: Dim) -> None:
     """Forbid that any factor of the dim is ever split."""
     for factor in leaves(resolve(dim)):

@@ -87,7 +87,8 @@ def visit(node: fx.Node, rules: Mapping[str, OpRule], found: Inference) -> None:
     rule = rules.get(op_name(node)) or _pointwise_rule(node)
     links: Links | None = None
     if rule is not None and rule.shape and rule.shape != "opaque":
-        part = _tile(node, found) or _every(node, found)
+        part = _tile(node, found)
+        part = _every(node, found) if part is None else part
         operands = tuple((n, found.of(n)) for n in _tensor_nodes(node))
         links = HANDLERS[rule.shape](Call(node, rule, arguments(node), operands, shapes, part))
     elif rule is not None and rule.equations:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from torch import fx
 
-from fxpar.axes.factor import Dim, Factor, Term, count, leaves, resolve
+from fxpar.axes.factor import Cat, Dim, Factor, Term, count, holds_partly, leaves, resolve
 from fxpar.axes.unify import same
 
 FREE, SUM, WHOLE = "free", "sum", "whole"
@@ -70,19 +70,44 @@ class Links:
 
         Each stands exactly once in each dim that has the role, and no tensor has the role in two dims.
         """
+        dims = self._dims(role) if self.roles[role].meaning != WHOLE else []
+        return [
+            factor
+            for factor in (dict.fromkeys(leaves(dims[0])) if dims else ())
+            if not factor.locked and all(count(dim, factor) == 1 for dim in dims)
+        ]
+
+    def mixed(self, role: str) -> list[Factor]:
+        """The factors of a free role that stand in some parts of its concatenations only.
+
+        Split on one of them, a node works on a slice of these parts and on the whole of the others. A view may take
+        the parts apart or put them together; all other nodes have them in every tensor alike.
+        """
+        dims = self._dims(role) if self.roles[role].meaning == FREE else []
+        if not any(isinstance(term, Cat) for dim in dims for term in dim):
+            return []
+        return [
+            factor
+            for factor in dict.fromkeys(f for dim in dims for f in leaves(dim))
+            if not factor.locked
+            and any(holds_partly(dim, factor) for dim in dims)
+            and all(
+                holds_partly(dim, factor)
+                or (self.kind == "view" and (count(dim, factor) == 1 or factor not in leaves(dim)))
+                for dim in dims
+            )
+        ]
+
+    def _dims(self, role: str) -> list[Dim]:
+        """The resolved dims that have a role, its pieces first; none where a tensor has it in two dims."""
         tensors = (*self.ins, *self.outs)
         places = [
             (i, pieces) for i, tensor in enumerate(tensors) for pieces in tensor if role in dict(pieces)
         ]
-        if not places or self.roles[role].meaning == WHOLE or len({i for i, _ in places}) < len(places):
+        if len({i for i, _ in places}) < len(places):
             return []
         parts = [resolve(dict(pieces)[role]) for _, pieces in places]
-        wholes = [resolve(tuple(term for _, piece in pieces for term in piece)) for _, pieces in places]
-        return [
-            factor
-            for factor in dict.fromkeys(leaves(parts[0]))
-            if not factor.locked and all(count(dim, factor) == 1 for dim in (*parts, *wholes))
-        ]
+        return [*parts, *(resolve(tuple(t for _, piece in pieces for t in piece)) for _, pieces in places)]
 
 
 def aligned(left: Dim, right: Dim) -> Iterator[tuple[int, int, Term]]:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from fxpar.axes.factor import Dim, resolve, size_of
+from fxpar.axes.factor import Dim, leaves, resolve, size_of
 from fxpar.axes.infer import Inference, output_shapes
 from fxpar.axes.schema import arguments, shape
 
@@ -73,6 +73,15 @@ class Local:
                 return self.length(dim)
             raise ValueError(f"{self.node.name}: a factor of dim {axis} is split in another dim")
         return self.length(dim)
+
+    def tile(self, part: Dim, at: int) -> int:
+        """The local length of a part of dim `at` of the operand of a slice; factors may be split in another dim."""
+        for axis, dim in enumerate(self.found.dims[self.node][0]):
+            whole = resolve(dim)
+            cut = {factor for factor in leaves(whole) if self.length((factor,)) != factor.size}
+            if axis != at and cut & {*leaves(part)} and self.length(whole) == self.out(axis):
+                return size_of(part)
+        return self.length(part)
 
     def axis(self, name: str = "dim", rank: int | None = None) -> int:
         """An argument that names a dim of the first operand, as a non-negative number."""
@@ -170,17 +179,17 @@ def _repeat_interleave(local: Local) -> Change:
 def _slice(local: Local) -> Change:
     """The bounds of a tile come from the local lengths of the tiles; those of a slice that takes all are all."""
     at, node = local.axis(), local.node
-    start, size = 0, local.out(at)
-    if size == shape(node)[at]:
-        return {}
+    start, before, size = 0, 0, local.out(at)
     step = local.arguments.get("step", 1)
     if step != 1:
-        past_the_end = local.arguments["end"] > shape(local.operand)[at]
-        return {} if past_the_end else {"end": size * step}
+        whole = size == shape(node)[at] or local.arguments["end"] > shape(local.operand)[at]
+        return {} if whole else {"end": size * step}
     tiling = local.found.tilings.get(node)
     if tiling is not None:
-        parts = local.found.tiles[local.operand, at]
-        start = sum(local.length(resolve(part)) for part in parts[: tiling[1]])
+        parts = local.found.tiles[local.operand, at][: tiling[1]]
+        start, before = sum(local.tile(resolve(part), at) for part in parts), sum(map(size_of, parts))
+    if size == shape(node)[at] and start == before:
+        return {}
     return (
         {"start": start, "length": size}
         if "length" in local.arguments

@@ -166,4 +166,5 @@ def _lock_until_aligned(a: list[Term], b: list[Term]) -> None:
 
 def same(left: Dim, right: Dim) -> bool:
     """Whether two dims resolve to the same factors."""
-    return [*leaves(resolve(left))] == [*leaves(resolve(right))]
+    a, b = resolve(left), resolve(right)
+    return size_of(a) == size_of(b) and [*leaves(a)] == [*leaves(b)]

@@ -72,12 +72,12 @@ def slice_(call: Call) -> Links:
     if size_of(dims[at]) == call.shapes[0][at]:
         kept = kept_dims(dims)
         return call.links([kept], [kept])
-    ins = kept_dims(dims, skip=() if part else (at,))
+    ins = kept_dims(dims, skip=() if part is not None else (at,))
     outs = list(ins)
-    if part and call.arguments.get("step", 1) != 1:
+    if part is not None and call.arguments.get("step", 1) != 1:
         major = resolve(part)
         ins[at] = (*piece(f"d{at}", major), *piece(f"!{at}", resolve(dims[at])[len(major) :]))
-    outs[at] = piece(f"d{at}", part) if part else whole(call.shapes[0][at], at)
+    outs[at] = piece(f"d{at}", part) if part is not None else whole(call.shapes[0][at], at)
     return call.links([ins], [outs])
 
 

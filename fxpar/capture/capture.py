@@ -14,6 +14,7 @@ from fxpar.capture.failure import failure
 from fxpar.capture.flat import flat_graph
 from fxpar.capture.functional import functional
 from fxpar.capture.gradient import mark_gradients
+from fxpar.capture.indexes import slice_constant_indexes
 from fxpar.capture.masks import mark_masks
 from fxpar.capture.program import Input, Program
 from fxpar.capture.unsorted import unsort
@@ -59,6 +60,7 @@ def capture(
     except Exception as error:
         raise _known(error) or failure(model, error) from error
     program = _program(model, traced, graph, ties)
+    slice_constant_indexes(program)
     mark_masks(program)
     return program
 

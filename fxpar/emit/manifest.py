@@ -53,6 +53,7 @@ def _tensor(sharded: Sharded, laid: Laid, kind: str, stages: tuple[int, ...]) ->
         laid.rule,
         laid.source,
         {m: s.dim for m, s in _shards(laid) if s.factor.size % laid.sizes[m]},
+        laid.overlaps if kind == "parameter" else (),
     )
 
 
@@ -139,7 +140,9 @@ def groups(
 ) -> tuple[str, ...]:
     """Every kind of group that any rank needs, sorted."""
     kinds = {cut.mesh_dim for out in outs for cut in out.gather}
-    kinds |= {joined(spec.reduce) for spec in specs if spec.reduce}
+    for spec in specs:
+        kinds |= {joined(spec.reduce)} if spec.reduce else set()
+        kinds |= {overlap.mesh_dim for overlap in spec.overlaps}
     kinds |= {kind for stage in stages for kind in stage.spec().groups()}
     if len(stages) > 1:
         kinds.add("pp")

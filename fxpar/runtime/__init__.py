@@ -4,6 +4,8 @@ from fxpar.runtime.conversions import all_gather as all_gather
 from fxpar.runtime.conversions import all_reduce as all_reduce
 from fxpar.runtime.conversions import all_reduce_both as all_reduce_both
 from fxpar.runtime.conversions import all_to_all as all_to_all
+from fxpar.runtime.conversions import keep_both_on_first as keep_both_on_first
+from fxpar.runtime.conversions import keep_gradient_on_first as keep_gradient_on_first
 from fxpar.runtime.conversions import keep_on_first as keep_on_first
 from fxpar.runtime.conversions import reduce_scatter as reduce_scatter
 from fxpar.runtime.conversions import slice as slice

@@ -104,6 +104,18 @@ def zero_padding(x: Tensor, dim: int, group: str, *, layout: Sequence[int]) -> T
     return result
 
 
+def keep_gradient_on_first(x: Tensor, group: str) -> Tensor:
+    """R -> I: nothing forward (a copy); backward the gradient on the first rank and zeros on the others."""
+    result: Tensor = _keep_gradient_on_first(x, group)
+    return result
+
+
+def keep_both_on_first(x: Tensor, group: str) -> Tensor:
+    """R -> P: x on the first rank of the group and zeros on the others, and of the gradient likewise."""
+    result: Tensor = _keep_both_on_first(x, group)
+    return result
+
+
 def _copy(x: Tensor, group: str) -> Tensor:
     find(group)
     return x.clone(memory_format=torch.contiguous_format)
@@ -289,5 +301,15 @@ _zero_padding = define(
     _valid_only,
     _valid_shape,
     _valid_gradient,
+    decompose=True,
+)
+_keep_gradient_on_first = define(
+    "keep_gradient_on_first(Tensor x, str group) -> Tensor", _copy, _same_shape, keep_on_first, decompose=True
+)
+_keep_both_on_first = define(
+    "keep_both_on_first(Tensor x, str group) -> Tensor",
+    _keep,
+    _same_shape,
+    keep_both_on_first,
     decompose=True,
 )

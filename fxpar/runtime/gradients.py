@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fxpar.runtime.groups import Groups, find
+from fxpar.runtime.part import Part, local, without
 from fxpar.runtime.processes import current_device
+from fxpar.shard.overlap import Overlap
 
 T = TypeVar("T", bound=Tensor)
 
@@ -22,7 +24,8 @@ class ParameterGradient:
     `reduce` names the kinds of group over which the gradients are still to be summed (`("dp+cp",)`).
     `split` names the mesh dims along which ranks hold something else: other shards of it, or nothing, as along `pp`.
     `tie` is the kind of group of the ranks that hold a copy of it though `split` says otherwise (`pp[0,3]`, the stages
-    of a tied weight; `tp[2,3]`, two of the tp ranks); its gradients are summed over them too.
+    of a tied weight; `tp[2,3]`, two of the tp ranks); its gradients are summed over them too. `overlaps` are the parts
+    of it that ranks along a mesh dim of `split` have alike; their gradients are summed over that mesh dim.
     """
 
     name: str
@@ -30,11 +33,18 @@ class ParameterGradient:
     reduce: tuple[str, ...] = ()
     split: tuple[str, ...] = ()
     tie: str | None = None
+    overlaps: tuple[Overlap, ...] = ()
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Every kind of group over which the gradient is to be summed."""
-        return self.reduce if self.tie is None else (*self.reduce, self.tie)
+        """Every kind of group over which the gradient, or a part of it, is to be summed."""
+        return (*self.reduce, *([self.tie] if self.tie else []), *(each.mesh_dim for each in self.overlaps))
+
+    def part(self, kind: str) -> Part:
+        """What of the gradient is to be summed over a kind of group."""
+        whole = kind in self.reduce or kind == self.tie
+        overlap = None if whole else next(each for each in self.overlaps if each.mesh_dim == kind)
+        return Part(self.parameter, overlap)
 
 
 @torch.no_grad()
@@ -47,8 +57,9 @@ def reduce_gradients(parameters: Iterable[ParameterGradient], groups: Groups) ->
     ordered = sorted(parameters, key=lambda each: each.name)
     with groups.counter.phase("step"):
         for kind in sorted({kind for each in ordered for kind in each.kinds if groups.size(kind) > 1}):
+            parts = {id(each.parameter): each.part(kind) for each in ordered if kind in each.kinds}
             for bucket in _alike(each.parameter for each in ordered if kind in each.kinds):
-                _reduce(bucket, groups[kind])
+                _reduce([parts[id(parameter)] for parameter in bucket], groups[kind])
 
 
 @torch.no_grad()
@@ -61,7 +72,7 @@ def gradient_norm(parameters: Iterable[ParameterGradient], groups: Groups) -> Te
     parameters = list(parameters)
     device = parameters[0].parameter.device if parameters else current_device()
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for gradients in _alike(_gradients(each for each in parameters if _counts_here(each, groups))):
+    for gradients in _alike(_counted(parameters, groups)):
         dtype = torch.promote_types(gradients[0].dtype, torch.float32)
         norms = torch.stack(torch._foreach_norm(gradients, 2.0, dtype))
         total += norms.to(total).square().sum()
@@ -85,37 +96,31 @@ def clip_gradients_(
     return norm
 
 
-def _reduce(parameters: Sequence[nn.Parameter], group: str) -> None:
+def _reduce(parts: Sequence[Part], group: str) -> None:
     """One all-reduce of all gradients, and behind them one flag each: on how many ranks there is one."""
-    gradients = [_local(parameter.grad) for parameter in parameters]
-    flat = [_flat(gradient, parameter) for gradient, parameter in zip(gradients, parameters)]
-    flags = flat[0].new_tensor([gradient is not None for gradient in gradients])
+    flat = [part.flat() for part in parts]
+    flags = flat[0].new_tensor([part.parameter.grad is not None for part in parts])
     summed = find(group).all_reduce(torch.cat([*flat, flags]))
-    sizes = [part.numel() for part in flat]
-    *parts, counts = summed.split_with_sizes([*sizes, len(sizes)])
-    for parameter, gradient, part, count in zip(parameters, gradients, parts, counts):
-        if gradient is not None:
-            gradient.copy_(part.view_as(gradient))
-        elif count > 0:
-            parameter.grad = part.view_as(parameter).clone()
-
-
-def _flat(gradient: Tensor | None, parameter: nn.Parameter) -> Tensor:
-    if gradient is None:
-        return torch.zeros(parameter.numel(), dtype=parameter.dtype, device=parameter.device)
-    return gradient.reshape(-1)
-
-
-def _local(tensor: Tensor | None) -> Tensor | None:
-    """The tensor, or of one that is itself spread over ranks (a DTensor) this rank's part."""
-    return tensor.to_local() if tensor is not None and hasattr(tensor, "to_local") else tensor
+    sizes = [each.numel() for each in flat]
+    *sums, counts = summed.split_with_sizes([*sizes, len(sizes)])
+    for part, total, count in zip(parts, sums, counts):
+        if part.parameter.grad is not None or count > 0:
+            part.fill(total)
 
 
 def _gradients(parameters: Iterable[ParameterGradient]) -> Iterator[Tensor]:
     for each in parameters:
-        gradient = _local(each.parameter.grad)
+        gradient = local(each.parameter.grad)
         if gradient is not None:
             yield gradient
+
+
+def _counted(parameters: Iterable[ParameterGradient], groups: Groups) -> Iterator[Tensor]:
+    """The gradients that this rank is the first to hold, without the parts that others are the first to hold."""
+    for each in parameters:
+        gradient = local(each.parameter.grad)
+        if gradient is not None and _counts_here(each, groups):
+            yield from without(gradient, [o for o in each.overlaps if groups.coordinate[o.mesh_dim] > 0])
 
 
 def _counts_here(each: ParameterGradient, groups: Groups) -> bool:

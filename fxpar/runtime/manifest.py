@@ -13,6 +13,7 @@ import torch
 from fxpar.errors import EmitError
 from fxpar.mesh import Mesh
 from fxpar.pipeline.spec import StageSpec
+from fxpar.shard.overlap import Overlap
 
 #: Raised whenever an older reader would misunderstand what is written.
 FORMAT = 1
@@ -23,8 +24,9 @@ class TensorSpec:
     """A parameter, buffer or constant: its global shape, what a rank holds, and what becomes of its gradient.
 
     `dims` are in factor notation, `placement` is in words; `split` are the mesh dims that split it, `reduce` those over
-    which its gradient is summed, `stages` the pipeline stages that hold it. `uneven` has the dim that a mesh dim splits
-    where it does not divide: the last ranks' parts end in padding there, which no file holds.
+    which its gradient is summed, `overlaps` the parts of it that are summed over one of `split`, `stages` the pipeline
+    stages that hold it. `uneven` has the dim that a mesh dim splits where it does not divide: the last ranks' parts end
+    in padding there, which no file holds.
     """
 
     name: str
@@ -42,6 +44,7 @@ class TensorSpec:
     rule: str = ""
     source: str = ""
     uneven: Mapping[str, int] = field(default_factory=dict)
+    overlaps: tuple[Overlap, ...] = ()
 
     def held_shape(self, coordinate: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of what the rank at a coordinate holds of the tensor, without padding."""
@@ -171,13 +174,20 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         "prepared": tuple(PreparedSpec(e["name"], _cut(e["cut"])) for e in data["prepared"]),
         "outputs": tuple(_output(entry) for entry in data["outputs"]),
         "stages": tuple(StageSpec.from_json(entry) for entry in data["stages"]),
-        "tensors": {name: TensorSpec(**_tupled(entry)) for name, entry in data["tensors"].items()},
+        "tensors": {name: _tensor(entry) for name, entry in data["tensors"].items()},
         "groups": tuple(data["groups"]),
         "opaque": tuple(data["opaque"]),
         "notes": tuple(data["notes"]),
         "ranks": tuple(tuple(files) for files in data["ranks"]),
     }
     return Manifest(**(data | tuples))
+
+
+def _tensor(entry: dict[str, Any]) -> TensorSpec:
+    overlaps = tuple(
+        Overlap(each["mesh_dim"], each["dim"], tuple(map(tuple, each["spans"]))) for each in entry["overlaps"]
+    )
+    return TensorSpec(**(_tupled(entry) | {"overlaps": overlaps}))
 
 
 def _tupled(entry: dict[str, Any]) -> dict[str, Any]:

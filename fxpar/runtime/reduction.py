@@ -74,5 +74,6 @@ def _gradients(module: nn.Module, manifest: Manifest, groups: Groups) -> list[Pa
         spec = manifest.tensors[name]
         reduce = (joined(spec.reduce),) if spec.reduce else ()
         if parameter.requires_grad:
-            found.append(ParameterGradient(name, parameter, reduce, (*spec.split, "pp"), ties.get(name)))
+            split = (*spec.split, "pp")
+            found.append(ParameterGradient(name, parameter, reduce, split, ties.get(name), spec.overlaps))
     return found

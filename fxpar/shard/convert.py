@@ -6,6 +6,7 @@ P     I    all-reduce      nothing             R     S    slice            zero-
 P     R    all-reduce      all-reduce          S     S'   all-to-all       all-to-all
 S     R    all-gather      reduce-scatter      I     P    keep on one rank nothing
 S     I    all-gather      slice               P     S    reduce-scatter   all-gather
+R     I    nothing         keep on one rank    R     P    keep on one rank keep on one rank
 """
 
 from __future__ import annotations
@@ -138,4 +139,6 @@ _PLAIN: dict[tuple[Placement, Placement], Any] = {
     (PARTIAL, INVARIANT): ops.all_reduce.default,
     (PARTIAL, REPLICATE): ops.all_reduce_both.default,
     (INVARIANT, PARTIAL): ops.keep_on_first.default,
+    (REPLICATE, INVARIANT): ops.keep_gradient_on_first.default,
+    (REPLICATE, PARTIAL): ops.keep_both_on_first.default,
 }

@@ -120,6 +120,7 @@ def _is_fed(problem: Problem, decision: Decision, uses: Uses, region: set[fx.Nod
     return all(
         operand in problem.lazy
         or operand in region
+        or decision.states[operand] == (REPLICATE,)
         or any(
             _brings(problem, decision, region, user, operand) if user in region else want is REPLICATE
             for user, want in uses[operand]

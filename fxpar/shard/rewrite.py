@@ -235,11 +235,13 @@ class Rewrite:
         held, new = self.held(old), self._zeroed(old, consumer)
         targets = {m: normal(wants.get(m, INVARIANT), grad) for m in self.decisions}
         changes = {m: (held.get(m, INVARIANT), t) for m, t in targets.items() if held.get(m, INVARIANT) != t}
+        via = {m: state for m in changes if (state := self._on_the_way(old, m, *changes[m])) is not None}
+        if via:
+            new, held = self._convert(old, {**targets, **via}, consumer), _varying({**targets, **via})
+            changes = {m: (state, targets[m]) for m, state in via.items()}
         for mesh_dims in order(self.dims(old), changes, self.problem.sizes, self.problem.timed):
             change = step(self.dims(old), held, mesh_dims, targets, self.problem.sizes)
-            held = {
-                m: s for m, s in {**held, **{m: targets[m] for m in mesh_dims}}.items() if s is not INVARIANT
-            }
+            held = _varying({**held, **{m: targets[m] for m in mesh_dims}})
             if self._in_time(change, consumer, grad):
                 continue
             key = (old, frozenset(held.items()))
@@ -259,6 +261,31 @@ class Rewrite:
                 )
             new = self.converted[key]
         return new
+
+    def _on_the_way(
+        self, old: fx.Node, mesh_dim: str, source: Placement, target: Placement
+    ) -> Placement | None:
+        """What a sum is completed to for another consumer, if this one is better served from there than by a sum.
+
+        A sum that one consumer wants as slices, or Invariant, and another one whole, is made once.
+        """
+        if source is not PARTIAL or isinstance(target, Shard) or mesh_dim in self.problem.timed:
+            return None
+        wants = self._wanted(old, mesh_dim)
+        slices = [want for want in wants if isinstance(want, Shard)]
+        if slices:
+            return slices[0]
+        return INVARIANT if target is not INVARIANT and INVARIANT in wants else None
+
+    def _wanted(self, old: fx.Node, mesh_dim: str) -> list[Placement]:
+        """The placements that the consumers of a value want of it over a mesh dim."""
+        decision = self.decisions[mesh_dim]
+        found: list[Placement] = [INVARIANT for user in old.users if user.op == "output"]
+        for user in old.users:
+            links = self.problem.found.links.get(user)
+            wants = zip(links.operands, decision.wants[user]) if links else ()
+            found += [want for operand, want in wants if operand is old]
+        return found
 
     def _in_time(self, change: Step, consumer: fx.Node, grad: bool) -> bool:
         """Whether a step over a mesh dim of time is no step at all; only slices of inputs are steps there."""
@@ -320,3 +347,8 @@ class Rewrite:
         if isinstance(placement, Shard):
             return f"Shard({placement.dim}, {self.problem.naming.word(placement.factor)})"
         return placement.name.capitalize()
+
+
+def _varying(held: Mapping[str, Placement]) -> Held:
+    """The placements of a value without mesh dims over which it is Invariant."""
+    return {m: state for m, state in held.items() if state is not INVARIANT}

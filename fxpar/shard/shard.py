@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -19,17 +20,16 @@ from fxpar.shard.assign import assign
 from fxpar.shard.check import check
 from fxpar.shard.fuse import fuse
 from fxpar.shard.fusion import Fusion
-from fxpar.shard.hoist import hoist
-from fxpar.shard.lazy import settle
-from fxpar.shard.padding import zeroed
+from fxpar.shard.mixed import decide
+from fxpar.shard.overlap import overlaps
 from fxpar.shard.pieces import cut_mesh
 from fxpar.shard.placement import REPLICATE, Placement, Shard
 from fxpar.shard.problem import Problem, lazy_nodes
-from fxpar.shard.replicate import replicate
 from fxpar.shard.rewrite import Rewrite
 from fxpar.shard.sharded import Laid, Sharded
+from fxpar.shard.sums import ordered_sums
 from fxpar.shard.table import Table
-from fxpar.shard.walk import Decision, walk
+from fxpar.shard.walk import Decision
 
 
 def shard(
@@ -51,10 +51,27 @@ def shard(
     the graph cannot be split so.
     """
     clock = clock or Clock()
+    whole = program
+    program = replace(program, graph=ordered_sums(program.graph, ops))
     with clock.measure("axes"):
         found, named = _axes(program, ops, names, composites)
     with clock.measure("shard"):
-        return _shard(program, mesh, table, found, named, timed or {}, fusions)
+        sharded = _shard(program, mesh, table, found, named, timed or {}, fusions)
+    return sharded if program.graph is whole.graph else _of(sharded, whole)
+
+
+def _of(sharded: Sharded, program: Program) -> Sharded:
+    """The same, said of the nodes of the graph that was given instead of those of a copy, by their names."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    draws = tuple(
+        replace(
+            draw,
+            node=nodes[draw.node.name],
+            operands={new: (nodes[old.name], part) for new, (old, part) in draw.operands.items()},
+        )
+        for draw in sharded.draws
+    )
+    return replace(sharded, program=program, draws=draws)
 
 
 def _axes(
@@ -87,12 +104,7 @@ def _shard(
     notes = assign(problem)
     decisions = {}
     for mesh_dim in sizes:
-        decisions[mesh_dim] = walk(problem, mesh_dim)
-        if mesh_dim not in problem.timed:
-            replicate(problem, decisions[mesh_dim])
-            hoist(problem, decisions[mesh_dim])
-        settle(problem, decisions[mesh_dim])
-        decisions[mesh_dim].zeroed = zeroed(problem, decisions[mesh_dim])
+        decisions[mesh_dim] = decide(problem, mesh_dim)
     rewrite = Rewrite(problem, decisions)
     graph = rewrite.run()
     fuse(graph, fusions)
@@ -122,9 +134,10 @@ def _laid(problem: Problem, decisions: Mapping[str, Decision], node: fx.Node) ->
     reduce = tuple(
         m for m, s in states.items() if s is REPLICATE and m not in problem.timed and node.meta.get("grad")
     )
-    return _lay(
+    laid = _lay(
         problem, node, node.meta["name"], {m: s for m, s in states.items() if isinstance(s, Shard)}, reduce
     )
+    return replace(laid, overlaps=overlaps(laid.dims, laid.held, laid.sizes))
 
 
 def _lay(

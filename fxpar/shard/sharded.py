@@ -16,6 +16,7 @@ from fxpar.capture.program import Program
 from fxpar.mesh import Mesh
 from fxpar.shard.boxes import Box, boxes
 from fxpar.shard.draw import Draw
+from fxpar.shard.overlap import Overlap, common
 from fxpar.shard.placement import Placement, Shard, local_shape
 from fxpar.shard.table import Table
 
@@ -25,7 +26,8 @@ class Laid:
     """A tensor with its layout over the mesh: a parameter, a buffer, or an output.
 
     `dims` are resolved, `held` maps mesh dims to placements (absent: Invariant), `words` are the dims in factor
-    notation, `reduce` the mesh dims over which a parameter's gradient is to be summed.
+    notation, `reduce` the mesh dims over which a parameter's gradient is to be summed, `overlaps` the parts of it that
+    are to be summed over further ones.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Laid:
     reduce: tuple[str, ...] = ()
     rule: str = ""
     source: str = ""
+    overlaps: tuple[Overlap, ...] = ()
 
     @property
     def local_shape(self) -> tuple[int, ...]:
@@ -57,6 +60,12 @@ class Laid:
     def bytes(self) -> int:
         """The size of the whole tensor in bytes."""
         return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def split_bytes(self) -> int:
+        """The bytes of it that not every rank has."""
+        alike = common(self.local_shape, self.split_over, self.overlaps)
+        return self.bytes - alike * self.dtype.itemsize if self.split_over else 0
 
 
 @dataclass
@@ -85,4 +94,4 @@ class Sharded:
             t for n, t in self.tensors.items() if self.program.placeholder(n).meta["kind"] == "parameter"
         ]
         total = sum(t.bytes for t in parameters)
-        return sum(t.bytes for t in parameters if t.split_over) / total if total else 0.0
+        return sum(t.split_bytes for t in parameters) / total if total else 0.0

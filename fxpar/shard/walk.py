@@ -5,14 +5,16 @@ Only nodes that depend on parameters and inputs are decided here; `shard/lazy.py
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch import fx
 
-from fxpar.axes.factor import Factor, count, resolve
+from fxpar.axes.factor import Factor, count, holds_partly, leaves, resolve
 from fxpar.axes.links import FREE, SUM, WHOLE, Links
 from fxpar.axes.schema import op_name
-from fxpar.shard.lower import LOWERINGS
+from fxpar.capture.functions import FunctionCall
+from fxpar.shard.lower import LOWERINGS, lowering_of
 from fxpar.shard.partial import stays_partial
 from fxpar.shard.placement import INVARIANT, PARTIAL, REPLICATE, Placement, Shard
 from fxpar.shard.problem import Problem
@@ -32,15 +34,17 @@ class Decision:
     splits: dict[fx.Node, Split] = field(default_factory=dict)
     zeroed: set[fx.Node] = field(default_factory=set)
     """Nodes whose value has to have zeros in its padding."""
+    unmixed: Collection[Factor] = ()
+    """Factors on which nothing is split that has them in some parts of a concatenation only."""
 
     def state(self, node: fx.Node) -> Placement:
         """The placement of a node with one output."""
         return self.states[node][0]
 
 
-def walk(problem: Problem, mesh_dim: str) -> Decision:
-    """Decide every node that is not lazy, in one pass in graph order."""
-    decision = Decision(mesh_dim)
+def walk(problem: Problem, mesh_dim: str, unmixed: Collection[Factor] = ()) -> Decision:
+    """Decide every node that is not lazy, in one pass in graph order. For `unmixed` see `Decision`."""
+    decision = Decision(mesh_dim, unmixed=unmixed)
     for node in problem.calls():
         if node in problem.lazy:
             continue
@@ -62,8 +66,9 @@ def _decide(problem: Problem, decision: Decision, node: fx.Node, links: Links) -
     carries = links.kind == "view"
     split = (_carried if carries else _chosen)(problem, decision, node, links, states)
     if split is None:
-        decision.wants[node] = (INVARIANT,) * len(states)
-        decision.states[node] = (INVARIANT,) * outputs
+        whole = REPLICATE if {*states} - {None} == {REPLICATE} else INVARIANT
+        decision.wants[node] = (whole,) * len(states)
+        decision.states[node] = (whole,) * outputs
     else:
         apply_split(decision, node, links, split)
 
@@ -82,18 +87,25 @@ def wanted(links: Links, split: Split, meaning: str) -> tuple[Placement, ...]:
         PARTIAL if meaning == SUM and i in links.terms else REPLICATE for i in range(len(links.ins))
     ]
     for index, dim, piece in links.sites(split.role):
-        if piece:
+        if split.factor in leaves(piece):
             wants[index] = Shard(dim, split.factor)
     return tuple(wants)
 
 
 def produced(node: fx.Node, links: Links, split: Split, meaning: str) -> tuple[Placement, ...]:
-    """The placement of each output of a split node."""
-    outs: list[Placement] = [PARTIAL if meaning == SUM else INVARIANT for _ in links.outs]
-    if meaning not in (FREE, SUM):
-        outs = [LOWERINGS[meaning].output(node, split.role)] * len(outs)
-    for index, dim, _ in links.sites(split.role, outputs=True):
-        outs[index] = Shard(dim, split.factor)
+    """The placement of each output of a split node.
+
+    Parts of a concatenation that do not have the factor are the same on every rank, and feed split work.
+    """
+    rest: Placement = PARTIAL if meaning == SUM else INVARIANT
+    if meaning == FREE and split.factor in links.mixed(split.role):
+        rest = REPLICATE
+    elif meaning not in (FREE, SUM):
+        rest = LOWERINGS[meaning].output(node, split.role)
+    outs = [rest] * len(links.outs)
+    for index, dim, piece in links.sites(split.role, outputs=True):
+        if split.factor in leaves(piece):
+            outs[index] = Shard(dim, split.factor)
     return tuple(outs)
 
 
@@ -110,16 +122,21 @@ def _carried(
 
 
 def may(problem: Problem, decision: Decision, node: fx.Node, links: Links, split: Split) -> bool:
-    """Whether the factor of a split divides, or the node can do with one that does not."""
-    return not problem.is_uneven(split.factor, decision.mesh_dim) or allows(node, links, split)
+    """Whether the factor of a split divides, or the node can do with one that does not; and so of a mixed split."""
+    uneven = problem.is_uneven(split.factor, decision.mesh_dim)
+    if split.factor in links.factors(split.role):
+        return not uneven or allows(node, links, split)
+    own = isinstance(node.target, FunctionCall) or lowering_of(node) is not None
+    return not (uneven or own or decision.mesh_dim in problem.timed or split.factor in decision.unmixed)
 
 
 def role_at(links: Links, operand: int, state: Shard, *, output: bool = False) -> Split | None:
     """The split that goes with an operand (or an output) being split as `state`; None if the node cannot."""
-    tensor = (links.outs if output else links.ins)[operand]
+    tensor, factor = (links.outs if output else links.ins)[operand], state.factor
     for role, piece in tensor[state.dim] if state.dim < len(tensor) else ():
-        if count(resolve(piece), state.factor) == 1 and links.roles[role].meaning != WHOLE:
-            return Split(role, state.factor) if state.factor in links.factors(role) else None
+        dim = resolve(piece)
+        if (count(dim, factor) == 1 or holds_partly(dim, factor)) and links.roles[role].meaning != WHOLE:
+            return Split(role, factor) if factor in [*links.factors(role), *links.mixed(role)] else None
     return None
 
 
@@ -132,7 +149,7 @@ def _chosen(
     for position, (name, role) in enumerate(links.roles.items()):
         if links.kind != "op" or (role.meaning not in (FREE, SUM, WHOLE) and role.meaning not in LOWERINGS):
             continue
-        for factor in links.factors(name):
+        for factor in [*links.factors(name), *links.mixed(name)]:
             row = problem.rank(factor, decision.mesh_dim)
             if row is None or not may(problem, decision, node, links, Split(name, factor)):
                 continue

@@ -12,6 +12,7 @@ import torch
 from fxpar.explanation import rule_of
 from fxpar.passes import Partition
 from fxpar.runtime.manifest import Manifest, TensorSpec
+from fxpar.shard.overlap import common, sum_text
 from fxpar.verification.compare import Count, Findings
 from fxpar.verification.reference import Reference
 
@@ -186,7 +187,7 @@ def _row(spec: TensorSpec, rule: str, findings: Sequence[Findings]) -> Row:
         local_shape=spec.local_shape,
         dims=spec.dims,
         placement=spec.placement,
-        reduce=spec.reduce,
+        reduce=(*spec.reduce, *(sum_text(overlap) for overlap in spec.overlaps)),
         stages=spec.stages,
         rule=rule,
         source=spec.source,
@@ -205,12 +206,18 @@ def _fraction(manifest: Manifest) -> float:
     """The share of the parameters' bytes that are split."""
     parameters = [spec for spec in manifest.tensors.values() if spec.kind == "parameter"]
     total = sum(_bytes(spec) for spec in parameters)
-    return sum(_bytes(spec) for spec in parameters if spec.split) / total if total else 0.0
+    return sum(_split_bytes(spec) for spec in parameters if spec.split) / total if total else 0.0
 
 
 def _bytes(spec: TensorSpec) -> int:
     dtype: torch.dtype = getattr(torch, spec.dtype)
     return prod(spec.shape) * dtype.itemsize
+
+
+def _split_bytes(spec: TensorSpec) -> int:
+    """The bytes of a split tensor that not every rank has."""
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    return _bytes(spec) - common(spec.local_shape, spec.split, spec.overlaps) * dtype.itemsize
 
 
 def _counts(manifest: Manifest, findings: Sequence[Findings]) -> Iterable[Count]:

@@ -128,4 +128,10 @@ def cases(ranks: int, layout: list[int], dim: int, dtype: torch.dtype = torch.fl
         "keep_on_first": Case(
             runtime.keep_on_first, same, [wholes[0], *zeros], same_grad, same_grad
         ),
+        "keep_gradient_on_first": Case(
+            runtime.keep_gradient_on_first, same, same, same_grad, [same_grad[0], *zeros]
+        ),
+        "keep_both_on_first": Case(
+            runtime.keep_both_on_first, same, [wholes[0], *zeros], same_grad, [same_grad[0], *zeros]
+        ),
     }  # fmt: skip

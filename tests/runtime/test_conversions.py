@@ -80,6 +80,8 @@ def calls(ranks: int) -> list[tuple]:
         (OPS.zero_padding, (1, [1, 2 * ranks, 4 * ranks - 1])),
         (OPS.all_gather, (1, [1, 2 * ranks, 2 * ranks * ranks - (ranks > 1)], "slice")),
         (OPS.slice, (1, [1, 3, 2 * ranks], "pad")),
+        (OPS.keep_gradient_on_first, ()),
+        (OPS.keep_both_on_first, ()),
     ]
 
 
@@ -89,7 +91,7 @@ def with_group(op, arguments: tuple, group: str) -> tuple:
     return (*arguments[:place], group, *arguments[place:])
 
 
-@pytest.mark.parametrize("number", range(13))
+@pytest.mark.parametrize("number", range(15))
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_operators_are_registered_as_torch_wants(ranks, number):
     def run(_: int, groups: Groups) -> None:
@@ -101,7 +103,7 @@ def test_operators_are_registered_as_torch_wants(ranks, number):
     simulate(Mesh({"tp": ranks}), run)
 
 
-@pytest.mark.parametrize("number", range(13))
+@pytest.mark.parametrize("number", range(15))
 def test_operators_trace_with_their_gradients(number):
     groups = alone(Mesh({"tp": 1}))
     op, arguments = calls(1)[number]

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxpar.errors import FxparError
 from fxpar.mesh import Mesh
 from fxpar.runtime.gradients import ParameterGradient, clip_gradients_, gradient_norm, reduce_gradients
 from fxpar.runtime.groups import Groups
 from fxpar.runtime.lockstep import Results, simulate
+from fxpar.shard.overlap import Overlap
 
 GRID = Mesh({"dp": 2, "tp": 2})
 
@@ -163,3 +165,70 @@ def test_gradients_spread_over_ranks_themselves():
         return each.grad.tolist(), float(gradient_norm(marked, groups))
 
     assert list(simulate(Mesh({"tp": 2}), run)) == [([3, 3], pytest.approx(18**0.5))] * 2
+
+
+def overlapping(rank: int) -> ParameterGradient:
+    """Rows 2 and 3 and columns 0 of a part of 5 x 2 are the same on both ranks of tp and of cp."""
+    made = nn.Parameter(torch.zeros(5, 2, dtype=torch.float64))
+    made.grad = torch.arange(10, dtype=torch.float64).view(5, 2) + 100 * rank
+    spans = (Overlap("tp", 0, ((2, 2),)), Overlap("cp", 1, ((0, 1),)))
+    return ParameterGradient("w", made, ("dp",), ("tp", "cp"), overlaps=spans)
+
+
+def test_overlaps_alone_are_summed_over_what_splits_the_rest():
+    def run(rank: int, groups: Groups) -> Tensor:
+        marked = overlapping(rank)
+        reduce_gradients([marked], groups)
+        return marked.parameter.grad
+
+    found = list(simulate(Mesh({"cp": 2, "tp": 2}), run))
+    own = [torch.arange(10, dtype=torch.float64).view(5, 2) + 100 * rank for rank in range(4)]
+    want = [each.clone() for each in own]
+    for cp in range(2):
+        for tp in range(2):
+            want[2 * cp + tp][:, :1] = own[tp][:, :1] + own[2 + tp][:, :1]
+    columns = [each.clone() for each in want]
+    for rank in range(4):
+        first = rank // 2 * 2
+        want[rank][2:4] = columns[first][2:4] + columns[first + 1][2:4]
+    for mine, wanted in zip(found, want):
+        assert torch.equal(mine, wanted)
+
+
+def test_overlaps_count_once():
+    def run(_: int, groups: Groups) -> Tensor:
+        marked = overlapping(0)
+        marked.parameter.grad = torch.ones(5, 2, dtype=torch.float64)
+        return gradient_norm([marked], groups)
+
+    for norm in simulate(Mesh({"cp": 2, "dp": 2, "tp": 2}), run):
+        rows, columns = 3 * 2 + 2, 1 * 2 + 1
+        assert float(norm) == pytest.approx((rows * columns) ** 0.5, rel=1e-12)
+
+
+def test_an_overlap_of_a_missing_gradient_is_zero_elsewhere():
+    def run(rank: int, groups: Groups) -> Tensor:
+        made = parameter(3, None if rank else 1.0)
+        reduce_gradients(
+            [ParameterGradient("w", made, (), ("tp",), overlaps=(Overlap("tp", 0, ((1, 1),)),))], groups
+        )
+        return made.grad
+
+    found = simulate(Mesh({"tp": 2}), run)
+    assert [each.tolist() for each in found] == [[1, 2, 3], [0, 2, 0]]
+
+
+def test_an_overlap_of_a_gradient_that_is_spread_is_refused():
+    class Spread(Tensor):
+        def to_local(self) -> Tensor:
+            return self.as_subclass(Tensor)[:1]
+
+    def run(_: int, groups: Groups) -> None:
+        made = parameter(4, None)
+        made.grad = torch.ones(4, dtype=torch.float64).as_subclass(Spread)
+        reduce_gradients(
+            [ParameterGradient("w", made, (), ("tp",), overlaps=(Overlap("tp", 0, ((2, 2),)),))], groups
+        )
+
+    with pytest.raises(FxparError, match=r"a gradient of \[4\] is spread over ranks, which have \[1\] of it"):
+        simulate(Mesh({"tp": 2}), run)

@@ -89,6 +89,8 @@ def test_a_group_of_one_needs_nobody():
         runtime.all_to_all(x, 0, 1, groups.cp),
         runtime.slice(x, 1, groups.cp, layout=[2, 1, 1, 1]),
         runtime.keep_on_first(x, groups.cp),
+        runtime.keep_gradient_on_first(x, groups.cp),
+        runtime.keep_both_on_first(x, groups.cp),
     ):
         assert torch.equal(y, x)
         assert y.data_ptr() != x.data_ptr()

@@ -167,6 +167,10 @@ class Case:
             with groups.counter.phase("gradients"):
                 for mesh_dim in sharded.tensors[name].reduce:
                     total = groups.group(mesh_dim).all_reduce(total)
+                for overlap in sharded.tensors[name].overlaps:
+                    for start, length in overlap.spans:
+                        own = total.narrow(overlap.dim, start, length)
+                        own.copy_(groups.group(overlap.mesh_dim).all_reduce(own.contiguous()))
             gradients[name] = total
         named = {node.name: value for node, value in values.items()}
         return Rank(outputs, gradients, tensors, named)
