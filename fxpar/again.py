@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from fxpar.capture import source as sources
-from fxpar.capture.capture import capture
 from fxpar.capture.example import Example
 from fxpar.capture.precision import Float64
+from fxpar.dynamic.capture import captured
 from fxpar.emit.folder import EXAMPLE, PLAN
 from fxpar.errors import EmitError
 from fxpar.passes import Partition, split
@@ -52,7 +52,7 @@ def again(folder: Path, *, real: bool = False) -> Again:
     plan = Plan.from_yaml(folder / PLAN)
     for exact in (True, False) if _dtype(manifest) == torch.float64 else (False,):
         with precision(exact):
-            program = capture(model, example.args, example.kwargs, opaque=plan.opaque or ())
+            program = captured(model, example.args, example.kwargs, plan)
         partition = split(program, plan, source=manifest.source)
         if partition.manifest.hash == manifest.hash:
             return Again(partition, model, example, exact)

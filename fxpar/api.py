@@ -89,11 +89,10 @@ def partition(
                 weights=weights,
                 seed=plan.seed,
                 clock=clock,
-                opaque=plan.opaque or (),
+                plan=plan,
             )
         else:
-            opaque = plan.opaque or ()
-            found = origin.of_module(model, inputs, weights=weights, clock=clock, opaque=opaque)
+            found = origin.of_module(model, inputs, weights=weights, clock=clock, plan=plan)
     made = split(found.program, plan, source=found.text, clock=clock)
     if out is not None:
         with clock.measure("write"):

@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxpar.capture.arguments import arguments
-from fxpar.capture.capture import capture
 from fxpar.capture.example import Example, from_texts, from_value
 from fxpar.capture.precision import Float64
 from fxpar.capture.program import Program
@@ -21,7 +20,9 @@ from fxpar.capture.source import Source
 from fxpar.capture.tree import flatten
 from fxpar.checkpoint.weights import TensorWeights, Weights
 from fxpar.clock import Clock
+from fxpar.dynamic.capture import captured as capture
 from fxpar.errors import ModelError
+from fxpar.plan import Plan
 
 
 @dataclass
@@ -45,13 +46,13 @@ def of_source(
     weights: Weights | bool = True,
     seed: int = 0,
     clock: Clock | None = None,
-    opaque: Sequence[str] = (),
+    plan: Plan | None = None,
 ) -> Origin:
     """Build a model without its parameters and capture it, in train or eval mode.
 
     With `weights` True they are those that come with the source, read in slices; a source without any is built for
     real, its parameters drawn under `seed`. `dtype` is that of parameters and of floating-point inputs. Raises
-    ModelError, CaptureError or CheckpointError.
+    ModelError, CaptureError or CheckpointError. A `plan` with dynamic axes has it captured at other sizes too.
     """
     example = _cast(source.example(inputs, seed=seed), dtype)
     model = source.build(dtype=dtype).train(training)
@@ -59,10 +60,10 @@ def of_source(
     if weights is True and found is None:
         model = source.build(real=True, seed=seed, dtype=dtype).train(training)
         found = TensorWeights(model.state_dict())
-    program = captured(model, example, clock, opaque)
+    program = captured(model, example, plan, clock)
     if _lacks_values(program):
         model_with_values = source.build(real=True, seed=seed, dtype=dtype).train(training)
-        program = captured(model_with_values, example, clock, opaque)
+        program = captured(model_with_values, example, plan, clock)
     return Origin(program, batch(model, example), found, source.text, source.companions())
 
 
@@ -72,12 +73,12 @@ def of_module(
     *,
     weights: Weights | bool = True,
     clock: Clock | None = None,
-    opaque: Sequence[str] = (),
+    plan: Plan | None = None,
 ) -> Origin:
     """Capture a module as it is: its mode, its dtype and, with `weights` True, its own parameters."""
     example = inputs if isinstance(inputs, Example) else _example(inputs)
     found = TensorWeights(model.state_dict()) if weights is True else weights or None
-    return Origin(captured(model, example, clock, opaque), batch(model, example), found)
+    return Origin(captured(model, example, plan, clock), batch(model, example), found)
 
 
 def _example(inputs: Any) -> Example:
@@ -89,13 +90,13 @@ def _example(inputs: Any) -> Example:
 
 
 def captured(
-    model: nn.Module, example: Example, clock: Clock | None = None, opaque: Sequence[str] = ()
+    model: nn.Module, example: Example, plan: Plan | None = None, clock: Clock | None = None
 ) -> Program:
     """Capture a model; one whose parameters are float64 stays in float64 throughout."""
     double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
     precision: AbstractContextManager[Any] = Float64() if double else nullcontext()
     with precision:
-        return capture(model, example.args, example.kwargs, clock=clock, opaque=opaque)
+        return capture(model, example.args, example.kwargs, plan, clock=clock)
 
 
 def batch(model: nn.Module, example: Example) -> dict[str, torch.Tensor]:

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fxpar.capture.capture import capture
 from fxpar.checkpoint.weights import Weights
+from fxpar.dynamic.capture import captured
 from fxpar.errors import RankError
 from fxpar.parts import ModelWeights, reader
 from fxpar.passes import Partition, split
@@ -33,12 +33,12 @@ def parallelize(
     """Make the module that this process runs of a model: its part of the weights, and the work of its rank.
 
     `args` and `kwargs` are example inputs. Every process calls this with the same model, plan and examples, and later
-    gives its module the same whole batches, of the sizes of the example; it gets the outputs of the whole model, in the
-    type that the model returns. `backward()` and `module.step(batch)` leave gradients complete on every rank; with
-    several stages only `step` runs. `torch.autograd.grad` bypasses the parameters and with them these sums, and torch's
-    `clip_grad_norm_` knows a rank's slices only: use `module.clip_gradients_`. Names in `state_dict` are those of the
-    model. `weights` are read where the model lies on the meta device. The model is left as it is, and is not needed
-    afterwards.
+    gives its module the same whole batches, of the sizes of the example but for the plan's dynamic axes; it gets the
+    outputs of the whole model, in the type that the model returns. `backward()` and `module.step(batch)` leave
+    gradients complete on every rank; with several stages only `step` runs. `torch.autograd.grad` bypasses the
+    parameters and with them these sums, and torch's `clip_grad_norm_` knows a rank's slices only: use
+    `module.clip_gradients_`. Names in `state_dict` are those of the model. `weights` are read where the model lies on
+    the meta device. The model is left as it is, and is not needed afterwards.
 
         torch.distributed.init_process_group()
         module = fxpar.parallelize(model, fxpar.Plan(tp=2), kwargs=batch)
@@ -49,7 +49,7 @@ def parallelize(
     """
     check_world(plan)
     place = torch.device(device) if device is not None else current_device()
-    program = capture(model, args, kwargs, opaque=plan.opaque or ())
+    program = captured(model, args, kwargs or {}, plan)
     partition = split(program, plan)
     groups = _groups(partition, place)
     read = reader(partition, groups.rank, ModelWeights(program, weights))

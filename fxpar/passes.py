@@ -8,22 +8,25 @@ from math import gcd
 
 from torch import fx
 
-from fxpar.capture.program import Program
+from fxpar.capture.program import Program, sizes_of
 from fxpar.clock import Clock
 from fxpar.collector import paused
+from fxpar.dynamic.fit import Fit
+from fxpar.dynamic.merge import Merge
 from fxpar.emit import manifest as manifests
 from fxpar.emit.manifest import TIME
 from fxpar.emit.module import emit_module
-from fxpar.errors import MixingError
+from fxpar.errors import MixingError, ShardError
 from fxpar.mesh import Mesh
 from fxpar.pipeline import stages as pipeline
 from fxpar.pipeline.check import check
-from fxpar.pipeline.cut import Cuts, choose
+from fxpar.pipeline.cut import Cuts, choose, cut_at
 from fxpar.pipeline.stages import Stage
 from fxpar.plan import Plan
 from fxpar.rulebook import Rulebook
 from fxpar.runtime.manifest import Manifest
 from fxpar.shard.batch import Batch, cut_batch
+from fxpar.shard.placement import Shard
 from fxpar.shard.shard import shard
 from fxpar.shard.sharded import Sharded
 
@@ -64,34 +67,106 @@ def _split(program: Program, plan: Plan, source: str, clock: Clock) -> Partition
     with clock.measure("axes"):
         rulebook = Rulebook.load(plan.rules or ())
     sharded, plan = _sharded(program, plan, rulebook, clock)
+    made = _made(sharded, plan, clock)
+    others = [
+        _made(_sharded_in_time(other, plan, rulebook, clock), plan, clock, made.cuts)
+        for other in program.others
+    ]
+    with clock.measure("emit"):
+        manifest = _manifest(made, plan, source)
+        if others:
+            manifest = _merged(made, others, manifest, [_manifest(o, plan, source) for o in others], plan)
+        texts = _texts(program, manifest, made.batch, made.stages, plan)
+    return Partition(
+        plan, program, made.sharded, made.batch, made.cuts, made.stages, manifest, texts, clock.seconds
+    )
+
+
+@dataclass
+class _Made:
+    """What the passes made of a program at one set of sizes."""
+
+    sharded: Sharded
+    batch: Batch | None
+    cuts: Cuts
+    stages: list[Stage]
+    loss: str | None
+
+    @property
+    def graphs(self) -> list[fx.Graph]:
+        return [stage.graph for stage in self.stages] + ([self.batch.prepare] if self.batch else [])
+
+
+def _made(sharded: Sharded, plan: Plan, clock: Clock, known: Cuts | None = None) -> _Made:
+    """Cut what was sharded; with `known`, where the same program is cut at other sizes."""
     with clock.measure("shard"):
         several = (plan.microbatches or 1) > 1
         batch = cut_batch(sharded.graph, TIME) if several else None
     with clock.measure("pipeline"):
         graph = batch.rest if batch else sharded.graph
-        cuts = choose(graph, plan.pp, plan.cut_at, plan.place("cut.at" if plan.cut else "pp"))
+        if known is not None:
+            cuts = cut_at(graph, known)
+        else:
+            cuts = choose(graph, plan.pp, plan.cut_at, plan.place("cut.at" if plan.cut else "pp"))
         loss = manifests.loss_name(sharded)
-        stages = pipeline.build(cuts, outputs=program.output_names, loss=loss)
+        stages = pipeline.build(cuts, outputs=sharded.program.output_names, loss=loss)
         check(graph, stages)
-    with clock.measure("emit"):
-        manifest = _manifest(sharded, batch, stages, plan, loss, source)
-        texts = _texts(program, manifest, batch, stages, plan)
-    return Partition(plan, program, sharded, batch, cuts, stages, manifest, texts, clock.seconds)
+    return _Made(sharded, batch, cuts, stages, loss)
+
+
+def _merged(
+    made: _Made, others: list[_Made], manifest: Manifest, manifests_of: list[Manifest], plan: Plan
+) -> Manifest:
+    """Let the graphs hold sizes that follow from those of the dynamic axes; the manifest that does so too."""
+    program = made.sharded.program
+    points = [sizes_of(each, program.dynamic) for each in (program, *program.others)]
+    merge = Merge(Fit(points, plan.parts))
+    for graph, same in zip(made.graphs, zip(*(other.graphs for other in others))):
+        merge.graphs(graph, same)
+    merged: Manifest = merge.data(manifest, manifests_of)
+    _check_tables(made.sharded)
+    multiples = merge.multiples()
+    table = made.sharded.table
+    dynamic = tuple(
+        manifests.dynamic(axis, multiples[axis.name], table, made.sharded.mesh, plan)
+        for axis in program.dynamic
+    )
+    return replace(merged, dynamic=dynamic)
+
+
+def _check_tables(sharded: Sharded) -> None:
+    """Raise ShardError for a table whose rows are split though rows may be asked of it that it has not.
+
+    A whole table fails there, as that of the model does; of a split one every rank would take another to have the row.
+    """
+    for name in sorted(sharded.program.unbounded & sharded.tensors.keys()):
+        laid = sharded.tensors[name]
+        if any(isinstance(state, Shard) and state.dim == 0 for state in laid.held.values()):
+            raise ShardError(
+                f"the rows of `{name}` cannot be split over {', '.join(laid.split_over)}: it is not known how many "
+                "are needed at other sizes of the dynamic axes",
+                details=[f"used at {laid.source}", "leave its rows whole, or leave an axis out of `dynamic`"],
+            )
+
+
+def resolved(program: Program, plan: Plan) -> Plan:
+    """The plan with a number of microbatches that fits the program's batch."""
+    return plan.resolve(_batch_size(program))
 
 
 def _sharded(program: Program, plan: Plan, rulebook: Rulebook, clock: Clock) -> tuple[Sharded, Plan]:
     """The sharded program; in one microbatch where samples are mixed and no other number was asked for."""
-    resolved = plan.resolve(_batch_size(program))
+    fitting = resolved(program, plan)
     try:
-        return _sharded_in_time(program, resolved, rulebook, clock), resolved
+        return _sharded_in_time(program, fitting, rulebook, clock), fitting
     except MixingError as error:
         if plan.microbatches is not None:
             raise
-        resolved = replace(plan, microbatches=1)
-        sharded = _sharded_in_time(program, resolved, rulebook, clock)
+        fitting = replace(plan, microbatches=1)
+        sharded = _sharded_in_time(program, fitting, rulebook, clock)
         place = error.details[0]
         sharded.notes.append(f"one microbatch, so stages wait for each other: {error.what}, {place}")
-        return sharded, resolved
+        return sharded, fitting
 
 
 def _sharded_in_time(program: Program, plan: Plan, rulebook: Rulebook, clock: Clock) -> Sharded:
@@ -118,10 +193,8 @@ def _batch_size(program: Program) -> int:
     return size or 1
 
 
-def _manifest(
-    sharded: Sharded, batch: Batch | None, stages: list[Stage], plan: Plan, loss: str | None, source: str
-) -> Manifest:
-    graphs = [stage.graph for stage in stages] + ([batch.prepare] if batch else [])
+def _manifest(made: _Made, plan: Plan, source: str) -> Manifest:
+    sharded, stages, graphs = made.sharded, made.stages, made.graphs
     tensors, outputs = manifests.tensors(sharded, stages), manifests.outputs(sharded)
     return Manifest(
         source=source,
@@ -133,9 +206,9 @@ def _manifest(
         seed=plan.seed,
         random=manifests.needs_seed(graphs),
         inputs=manifests.inputs(sharded.program),
-        prepared=manifests.prepared(batch),
+        prepared=manifests.prepared(made.batch),
         outputs=outputs,
-        loss=loss,
+        loss=made.loss,
         stages=tuple(stage.spec() for stage in stages),
         tensors=tensors,
         ties=dict(sharded.program.ties),

@@ -36,6 +36,7 @@ class Plan:
     `microbatches` of None is chosen by `resolve`; `cut` is `{"at": [module paths]}`, or None for balanced stages;
     `rules` are further folders of rules, relative to the working directory; `opaque` are paths or patterns of modules
     that no graph can follow, and that stay whole (`blocks.*.experts`); `seed` starts every random number.
+    `dynamic` are the axes of the inputs whose sizes may differ from call to call (`["batch", "sequence"]`).
 
     Raises PlanError (several as Violations) for values that are wrong, and for what is not built yet.
     """
@@ -54,6 +55,7 @@ class Plan:
     rules: Sequence[str] | None = None
     opaque: Sequence[str] | None = None
     seed: int = 0
+    dynamic: Sequence[str] | None = None
     places: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)
     """Where each setting was given, by its path (`tp`, `splits.heads`)."""
 
@@ -62,7 +64,7 @@ class Plan:
         rows = self.node("splits").mapping() if self.splits else {}
         self._normalise("splits", {axis: _simplest(row.plain()) for axis, row in rows.items()} or None)
         self._normalise("cut", {"at": list(self.cut_at)} if self.cut else None)
-        for key in ("rules", "opaque"):
+        for key in ("rules", "opaque", "dynamic"):
             texts = self.node(key).one_or_more() if getattr(self, key) else ()
             self._normalise(key, [text.text() for text in texts] or None)
 
@@ -81,6 +83,11 @@ class Plan:
     def mesh(self) -> Mesh:
         """The mesh, with all of its dims."""
         return Mesh({dim: getattr(self, dim) for dim in MESH_DIMS})
+
+    @property
+    def parts(self) -> int:
+        """The number of ranks, times that of microbatches."""
+        return self.mesh.world * (self.microbatches or 1)
 
     @property
     def cut_at(self) -> tuple[str, ...]:

@@ -77,6 +77,19 @@ def _split(word: Node, axis: str, names: list[str]) -> None:
     names.append(name)
 
 
+def _axes(node: Node) -> Iterator[FxparError]:
+    names: list[str] = []
+    for entry in node.one_or_more():
+        try:
+            name = entry.text()
+        except FxparError as error:
+            yield error
+            continue
+        if name in names:
+            yield entry.wrong(f"axis `{name}` stands twice in `dynamic`")
+        names.append(name)
+
+
 _SIZE = _check(lambda node: node.integer(1))
 
 #: By the name of the setting, in the order in which a plan is written.
@@ -95,6 +108,7 @@ CHECKS: dict[str, Check] = {
     "rules": _optional(_texts),
     "opaque": _optional(_texts),
     "seed": _check(lambda node: node.integer(0)),
+    "dynamic": _optional(_axes),
 }
 #: The settings that have parts, and what a part is called in messages.
 NESTED = {"cut": "at", "splits": "AXIS"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
 import fxpar
+from fxpar.errors import RankError
 
 RANKS = 2
 
@@ -48,6 +50,7 @@ def _enter(rank: int, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     trained_alike()
     stepped_alike()
+    sized_alike()
     dist.destroy_process_group()
 
 
@@ -83,3 +86,24 @@ def stepped_alike() -> None:
         module.get_parameter("tokens.weight").grad, model.tokens.weight.grad, rtol=1e-10, atol=1e-12
     )
     assert set(module.state_dict()) <= set(model.state_dict())
+
+
+def sized_alike() -> None:
+    """Steps of a pipeline at several sizes, one of which comes again; sizes that do not divide are refused by all."""
+    model, batch = make()
+    plan = fxpar.Plan(pp=2, microbatches=2, dynamic=["batch"])
+    module = fxpar.parallelize(model, plan, kwargs=batch, device="cpu")
+    for count in (4, 8, 2, 6, 4):
+        ids = torch.randint(64, (count, 6), generator=torch.Generator().manual_seed(count))
+        given = {"ids": ids, "targets": ids.roll(1, 1)}
+        model.zero_grad()
+        module.zero_grad()
+        loss = model(**given)["loss"]
+        loss.backward()
+        torch.testing.assert_close(module.step(given), loss, rtol=1e-11, atol=1e-11)
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(parameter.grad, model.get_parameter(name).grad, rtol=1e-11, atol=1e-11)
+    with pytest.raises(
+        RankError, match=r"batch = 5 does not divide over 2 parts \(microbatches 2\); 4 or 6 would do"
+    ):
+        module.step({"ids": ids[:1].expand(5, 6), "targets": ids[:1].expand(5, 6)})

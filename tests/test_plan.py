@@ -10,7 +10,7 @@ import pytest
 from fxpar.errors import PlanError, Violations
 from fxpar.plan import Plan
 
-KEYS = "cp, cut, dp, ep, microbatches, opaque, pp, rules, schedule, seed, sequence_parallel, splits, tp, vpp"
+KEYS = "cp, cut, dp, dynamic, ep, microbatches, opaque, pp, rules, schedule, seed, sequence_parallel, splits, tp, vpp"
 PATHS = KEYS.replace("cut,", "cut, cut.at,").replace("splits,", "splits, splits.AXIS,")
 DEFAULTS = """\
 tp: 1
@@ -27,6 +27,7 @@ splits: null
 rules: null
 opaque: null
 seed: 0
+dynamic: null
 """
 
 

@@ -52,17 +52,20 @@ def trace(
     kwargs: Mapping[str, Any],
     clock: Clock,
     patterns: Sequence[str] = (),
+    dynamic: Sequence[Mapping[int, Any]] | None = None,
 ) -> Traced:
     """Export the model on fake tensors, training graph, not decomposed; modules that fit `patterns` stay one node.
 
+    `dynamic` says, for each tensor among the inputs, what torch.export is to take each dim for that is not fixed.
     Raises CaptureError where arguments do not fit `forward`, or are no tensors, numbers or strings; what goes wrong
     inside the model is raised as it is.
     """
     names = _leaves(model, arguments(model, args, kwargs))
-    mode = fake_mode()
+    mode = fake_mode(symbols=dynamic is not None)
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     flat = [fake_like(leaf.detach(), mode) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     shell = _Shell(model, leaves, spec)
+    shapes = {"flat": tuple(dynamic)} if dynamic is not None else None
     whole = leaves_of(model, chosen(model, patterns), double=active())
     with (
         _untouched(),
@@ -72,7 +75,7 @@ def trace(
         opaque(model, whole) as leaf_calls,
         clock.measure("export"),
     ):
-        exported = torch.export.export(shell, tuple(flat), strict=False)
+        exported = torch.export.export(shell, tuple(flat), strict=False, dynamic_shapes=shapes)
     return Traced(exported, names, shell.outputs, shell.out_spec, calls, leaf_calls)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -41,14 +41,19 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def line(model: nn.Module, error: BaseException) -> str:
     """`file.py:12 in forward: code` of the deepest frame in a file that defines a module of the model."""
+    stacks = (traceback.extract_tb(link.__traceback__) for link in list(_chain(error))[::-1])
+    return next(filter(None, (deepest(model, stack) for stack in stacks)), "")
+
+
+def deepest(model: nn.Module, stack: Iterable[traceback.FrameSummary]) -> str:
+    """`file.py:12 in forward: code` of the deepest frame of a stack in a file that defines a module of the model."""
     files = {sys.modules[type(module).__module__].__dict__.get("__file__") for module in model.modules()}
     files -= {file for file in files if file is None or file.startswith(_OWN)}
-    for link in list(_chain(error))[::-1]:
-        frames = [frame for frame in traceback.extract_tb(link.__traceback__) if frame.filename in files]
-        if frames:
-            frame = frames[-1]
-            return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: {(frame.line or '').strip()}"
-    return ""
+    frames = [frame for frame in stack if frame.filename in files]
+    if not frames:
+        return ""
+    frame = frames[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: {(frame.line or '').strip()}"
 
 
 def _reason(error: BaseException) -> str:

@@ -13,8 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 
-def fake_mode() -> FakeTensorMode:
-    """A mode for one capture; real constants of the model may take part in it."""
+def fake_mode(symbols: bool = False) -> FakeTensorMode:
+    """A mode for one capture; real constants of the model may take part in it. With `symbols`, sizes may be such."""
+    if symbols:
+        environment = ShapeEnv(tracked_fakes=[], trace_asserts=True)
+        return FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment, export=True)
     return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
 
 

@@ -27,7 +27,7 @@ def mark_masks(program: Program) -> None:
     for node in program.graph.nodes:
         if not is_op(node, aten.scaled_dot_product_attention):
             continue
-        mask = _mask(node)
+        mask = mask_of(node)
         if mask is None:
             kind = _unmasked(node)
         elif mask in constants:
@@ -100,7 +100,8 @@ def _pieces(shape: torch.Size) -> Iterator[Box]:
             yield [*box, (start, min(start + rows, shape[-2])), (0, shape[-1])]
 
 
-def _mask(node: fx.Node) -> fx.Node | None:
+def mask_of(node: fx.Node) -> fx.Node | None:
+    """The mask that an attention op is given, if any."""
     mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
     return mask if isinstance(mask, fx.Node) else None
 

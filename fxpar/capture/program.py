@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,22 @@ class Input:
     name: str
     placeholder: str | None
     value: Any = None
+
+
+@dataclass(frozen=True)
+class DynamicAxis:
+    """An axis of the inputs whose size may differ from call to call.
+
+    `places` are its dims, as (name of the input, dim); `size` is that of the example, `least` and `most` (None: no
+    limit) what the model allows, and `reason` says where `most` comes from.
+    """
+
+    name: str
+    places: tuple[tuple[str, int], ...]
+    size: int
+    least: int
+    most: int | None = None
+    reason: str = ""
 
 
 @dataclass
@@ -67,6 +83,12 @@ class Program:
     training: bool = True
     leaves: Leaves = field(default_factory=Leaves)
     """The opaque modules, which nodes with this target call."""
+    dynamic: tuple[DynamicAxis, ...] = ()
+    """The axes whose sizes may differ from call to call."""
+    others: tuple[Program, ...] = ()
+    """The same model captured at other sizes of these axes."""
+    unbounded: frozenset[str] = frozenset()
+    """Tables of which it is not known how many rows are looked up at still other sizes."""
 
     def placeholder(self, name: str) -> fx.Node:
         """The placeholder of a parameter, buffer, constant or input, by its original name."""
@@ -95,6 +117,15 @@ class Program:
         if errors:
             raise ModelError("the inputs do not fit the captured graph", details=errors)
         return flat
+
+
+def sizes_of(program: Program, axes: Sequence[DynamicAxis]) -> dict[str, int]:
+    """The size that each of some axes has in the inputs that a program was captured with."""
+    found = {}
+    for axis in axes:
+        (name, dim), *_ = axis.places
+        found[axis.name] = int(program.placeholder(name).meta["val"].shape[dim])
+    return found
 
 
 def _misfits(entry: Input, value: Any, vals: Mapping[str, torch.Tensor]) -> list[str]:

@@ -25,6 +25,9 @@ training = click.option(
 _sequence = click.option(
     "--sp/--no-sp", "sequence_parallel", default=None, help="Split the sequence over tp where it is free."
 )
+_dynamic = click.option(
+    "--dynamic", metavar="AXIS,...", help="Axes whose sizes may differ from the example's: batch,sequence."
+)
 _settings = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the plan, as splits.ffn=tp."
 )
@@ -32,7 +35,7 @@ _settings = click.option(
 
 def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of a plan; `read_plan` takes them as they come."""
-    for option in (options.rules, options.opaque, _settings, options.plan, _sequence):
+    for option in (options.rules, options.opaque, _settings, options.plan, _dynamic, _sequence):
         function = option(function)
     for name in reversed(SIZES):
         function = click.option(f"--{name}", type=int, metavar="N", help=f"The size of {name}.")(function)
@@ -50,7 +53,11 @@ def read_plan(
     if not (plan_file or settings or rules or opaque or values):
         return None
     plan = Plan.from_yaml(plan_file) if plan_file else Plan()
-    places = {name: Given(f"--{name} {value}") for name, value in values.items() if name in SIZES}
+    places = {
+        name: Given(f"--{name} {value}") for name, value in values.items() if name in (*SIZES, "dynamic")
+    }
+    if "dynamic" in values:
+        values["dynamic"] = [axis.strip() for axis in values["dynamic"].split(",")]
     if rules:
         values["rules"] = [*(plan.rules or ()), *rules]
     if opaque:

@@ -8,8 +8,9 @@ from typing import TypeAlias
 from torch import fx
 
 from fxpar.emit.classes import Classes, LayerClass
-from fxpar.emit.layers import Key, Layer, candidates, find_layers, nests
+from fxpar.emit.layers import Key, Layer, candidates, find_layers, members, nests
 from fxpar.emit.order import live, together
+from fxpar.emit.sizes import shows
 
 #: A call of a layer with its class, or a run of nodes of no layer.
 Item: TypeAlias = tuple[Layer, LayerClass] | list[fx.Node]
@@ -19,19 +20,29 @@ def arrange(graph: fx.Graph, modules: Mapping[str, str], classes: Classes) -> li
     """Return the calls of layers, and the nodes between them, in an order in which they can run.
 
     Layers that have layers in them and no two of which are alike are taken apart, and so is a layer that would need
-    two classes because its calls are not alike.
+    two classes because its calls are not alike, or whose arguments do not show the sizes in it.
     """
     siblings = candidates(modules)
     nodes = live(graph)
     refused: set[str] = set()
     while True:
         ordered, keys = together(nodes, find_layers(nodes, siblings, refused))
+        if unseen := {key.path for key, inside in members(keys, ordered) if not _shows_sizes(key, inside)}:
+            refused |= unseen
+            continue
         classes.clear()
         items = list(_items(ordered, keys, classes))
         wrong = set(_uneven(items)) | set(_unlike(items, siblings))
         if not wrong:
             return items
         refused |= wrong
+
+
+def _shows_sizes(key: Key, nodes: list[fx.Node]) -> bool:
+    """Whether the sizes in the code of a layer can be read off its arguments."""
+    layer = Layer(key, nodes)
+    layer.connect()
+    return shows(layer.inputs, layer.nodes)
 
 
 def used(items: Sequence[Item], graph: fx.Graph) -> set[fx.Node]:

@@ -15,6 +15,7 @@ from fxpar.emit.callee import Callee
 from fxpar.emit.calls import DEVICE, Calls
 from fxpar.emit.literals import sequence
 from fxpar.emit.names import Names, wishes
+from fxpar.emit.sizes import LocalSizes
 from fxpar.emit.text import STEP, WIDTH, Expression, Statement, flat
 
 #: What a line has left for an expression that cannot be broken, and for the names before `=`.
@@ -60,6 +61,7 @@ class Body:
         self.layer = layer
         self.fixed = dict(fixed or {})
         self.calls = Calls(lambda node: self.scope[node])
+        self.calls.sizes = self.sizes = LocalSizes(self.scope, names)
         self.statements: list[Statement] = []
         self.module: str | None = None
 
@@ -74,7 +76,7 @@ class Body:
         """Add the statement of one node; the results of one that is taken apart are named at once."""
         targets = self.unpacked(node, wished) or self.single(node, wished)
         expression = self.calls.write(node, ROOM - len(targets) - len("return "))
-        note = describe.value(node, self.context.usual)
+        note = describe.value(node, self.context.usual, self.sizes)
         self.statements.append(Statement(expression, targets, note=note, above=self.heading(node)))
 
     def single(self, node: fx.Node, wished: Mapping[fx.Node, str]) -> str:
@@ -126,15 +128,16 @@ class Body:
         self.statements.append(Statement(_tuple(items), head="return "))
 
     def with_device(self, values: Sequence[fx.Node]) -> list[Statement]:
-        """Return the statements, behind one that finds the device of new tensors if there are any.
+        """Return the statements, behind those that find what they use: sizes, and the device of new tensors.
 
         New tensors go where the function's arguments are, so that the module itself need not know its device.
         """
+        sizes = [Statement(source, targets) for targets, source in self.sizes.assignments()]
         if not self.calls.uses_device:
-            return self.statements
+            return [*sizes, *self.statements]
         tensors = [value for value in values if isinstance(value.meta.get("val"), torch.Tensor)]
         source = f"{self.scope[tensors[0]]}.device" if tensors else "next(self.parameters()).device"
-        return [Statement(source, DEVICE), *self.statements]
+        return [Statement(source, DEVICE), *sizes, *self.statements]
 
 
 def _tuple(items: tuple[Expression, ...]) -> Expression:

@@ -13,8 +13,10 @@ from fxpar.emit.callee import callee, op_name
 from fxpar.emit.forms import Field, Form, Piece, forms
 from fxpar.emit.layers import counted
 from fxpar.emit.literals import literal, sequence
+from fxpar.emit.sizes import LocalSizes
 from fxpar.emit.special import allowed, special
 from fxpar.emit.text import WIDTH, Bracket, Expression, flat, keyword
+from fxpar.size import Size
 
 #: Arguments that change nothing for the dense tensors of a graph, with the value that they may have beside None.
 _NEUTRAL = {"layout": torch.strided, "pin_memory": False}
@@ -49,6 +51,7 @@ class Calls:
         self.name = name
         self.lists: dict[str, list[fx.Node]] = {}
         self.numbers: dict[int, str] = {}
+        self.sizes = LocalSizes()
         self.uses_device = False
 
     def write(self, node: fx.Node, room: int = WIDTH) -> Expression:
@@ -73,6 +76,8 @@ class Calls:
                 value, fx.immutable_collections.immutable_list
             )
             return sequence(tuple(self.value(item) for item in value), is_tuple=is_tuple)
+        if isinstance(value, Size):
+            return self.sizes.write(value)
         if counted(value) and value in self.numbers:
             return self.numbers[value]
         if isinstance(value, slice):

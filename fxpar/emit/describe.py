@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
 
+from fxpar.emit.sizes import LocalSizes
+
+#: Writes one size.
+Written: TypeAlias = Callable[[int], str]
 #: How many spans of numbers are listed at most.
 SPANS = 6
 
 
-def shape(value: Any, usual: torch.dtype | None) -> str:
-    """Return `[2, 128] int64`; the dtype is left out where it is the usual one. Values of other kinds give nothing."""
+def shape(value: Any, usual: torch.dtype | None, sizes: Any = None, write: Written = str) -> str:
+    """Return `[2, 128] int64`; the dtype is left out where it is the usual one. Values of other kinds give nothing.
+
+    `sizes` are shapes to be said in place of the value's own, `write` writes them.
+    """
     if isinstance(value, torch.Tensor):
-        sizes = ", ".join(str(size) for size in value.shape)
+        sizes = ", ".join(write(size) for size in (value.shape if sizes is None else sizes))
         return f"[{sizes}]" if value.dtype == usual else f"[{sizes}] {short(value.dtype)}"
     if isinstance(value, int):
         return "an integer"
     if isinstance(value, list | tuple):
-        return ", ".join(filter(None, (shape(item, usual) for item in value)))
+        known = sizes or [None] * len(value)
+        return ", ".join(filter(None, (shape(item, usual, s, write) for item, s in zip(value, known))))
     return ""
 
 
-def value(node: fx.Node, usual: torch.dtype | None) -> str:
+def value(node: fx.Node, usual: torch.dtype | None, sizes: LocalSizes | None = None) -> str:
     """Return the comment behind a value: shape, dims, and for an op that fxpar put in, its placement and rule."""
-    words = [shape(node.meta.get("val"), usual), dims(node.meta.get("dims"))]
+    write = sizes.text if sizes is not None else str
+    words = [shape(node.meta.get("val"), usual, node.meta.get("sizes"), write), dims(node.meta.get("dims"))]
     if getattr(node.target, "namespace", "") == "fxpar":
         words += [node.meta.get("placement", ""), node.meta.get("rule", "")]
     return " ".join(filter(None, words))

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from fxpar.size import Size
+
 
 @dataclass(frozen=True)
 class Key:
@@ -61,7 +63,7 @@ def counted(value: object) -> bool:
     Such a number is of a class of its own, derived from int. Layers that differ in nothing else are alike: their
     function takes the number as an argument.
     """
-    return isinstance(value, int) and type(value) not in (int, bool)
+    return isinstance(value, int) and type(value) not in (int, bool, Size)
 
 
 def candidates(modules: Mapping[str, str]) -> dict[str, int]:

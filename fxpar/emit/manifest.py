@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import fx
 
-from fxpar.capture.program import Program
-from fxpar.mesh import GroupIndex, GroupName, joined
+from fxpar.capture.program import DynamicAxis, Program
+from fxpar.mesh import GroupIndex, GroupName, Mesh, joined
 from fxpar.pipeline.stages import Stage
-from fxpar.runtime.manifest import CutSpec, InputSpec, OutputSpec, PreparedSpec, TensorSpec, dtype_name
+from fxpar.plan import Plan
+from fxpar.runtime.manifest import (
+    AxisSpec,
+    CutSpec,
+    InputSpec,
+    OutputSpec,
+    PreparedSpec,
+    TensorSpec,
+    dtype_name,
+)
 from fxpar.shard.batch import Batch
 from fxpar.shard.placement import Shard, cuts_of, layout
 from fxpar.shard.position import SEED
 from fxpar.shard.sharded import Laid, Sharded
+from fxpar.shard.table import Table
 
 #: The pseudo mesh dim of microbatches.
 TIME = "mb"
@@ -75,6 +86,26 @@ def inputs(program: Program) -> tuple[InputSpec, ...]:
         else InputSpec(entry.name, value=entry.value)
         for entry in program.inputs
     )
+
+
+def dynamic(axis: DynamicAxis, multiple: int, table: Table, mesh: Mesh, plan: Plan) -> AxisSpec:
+    """A dynamic axis that has to be a multiple of some number; in words, what splits it."""
+    sizes = {**mesh.sizes, TIME: plan.microbatches or 1}
+    row = next(
+        (row for name, row in table.items() if axis.name in (name, *_instances(name, axis.name))), None
+    )
+    over = [m for m in (row.over if row else ()) if sizes.get(m, 1) > 1]
+    optional = row.optional if row else frozenset()
+    whole = prod(sizes[m] for m in over) == multiple
+    required = over if whole else [m for m in over if m not in optional]
+    known = multiple > 1 and prod(sizes[m] for m in required) == multiple
+    words = " x ".join(f"{'microbatches' if m == TIME else m} {sizes[m]}" for m in required) if known else ""
+    return AxisSpec(axis.name, axis.size, multiple, words, axis.least, axis.most, axis.reason)
+
+
+def _instances(axis: str, name: str) -> list[str]:
+    """The name itself if it is one of several instances of an axis: `sequence_2`."""
+    return [name] if name.startswith(f"{axis}_") and name.removeprefix(f"{axis}_").isdigit() else []
 
 
 def prepared(batch: Batch | None) -> tuple[PreparedSpec, ...]:

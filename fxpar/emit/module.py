@@ -14,7 +14,7 @@ from fxpar.emit.classes import Classes, LayerClass, first_tensor_dtype
 from fxpar.emit.declare import children, declarations
 from fxpar.emit.fold import fold
 from fxpar.emit.frame import class_lines, frame
-from fxpar.emit.stage import HELD, forward, written
+from fxpar.emit.stage import HELD, written
 from fxpar.emit.text import STEP
 
 
@@ -100,12 +100,12 @@ class _Emitter:
         """Yield the lines of the class of a layer."""
         layer = kind.layers[0]
         declarations = [self.classes.declaration(node, layer.key.path) for node in kind.tensors]
-        body = self.classes.body(layer, kind.arguments)
+        body = self.classes.written(layer, kind.arguments)
         shapes = [
-            f"{name}: {describe.value(node, self.context.usual)}"
+            f"{name}: {describe.value(node, self.context.usual, body.sizes)}"
             for name, node in zip(kind.arguments, layer.inputs)
         ]
-        code = [line for statement in body for line in statement.lines(STEP * 2)]
+        code = [line for statement in body.with_device(layer.inputs) for line in statement.lines(STEP * 2)]
         made = [line for statement in declarations for line in statement.lines(STEP * 2)]
         title = f"{_listed(kind)}."
         yield from class_lines(kind.name, title, made, kind.arguments, shapes, code, kind.uses_groups)
@@ -113,13 +113,14 @@ class _Emitter:
     def stage(self) -> list[str]:
         """Return the lines of the class itself."""
         (outputs,) = self.graph.output_node().args
-        body = forward(self.context, self.items, self.held, self.given, outputs)  # type: ignore[arg-type]
+        body = written(self.context, self.items, self.held, self.given, outputs)  # type: ignore[arg-type]
         uses_groups = any(kind.uses_groups for kind in self.classes.found.values())
         declared = declarations(self.classes, self.held, self.ties)
         made = list(fold(declared, {}, STEP * 2))
-        code = list(fold(body, children(self.classes, self.held), STEP * 2))
+        code = list(fold(body.with_device(self.given), children(self.classes, self.held), STEP * 2))
         uses_groups = uses_groups or any("self.groups." in line for line in code)
-        shapes = [f"{node.name}: {describe.value(node, self.context.usual)}" for node in self.given]
+        usual = self.context.usual
+        shapes = [f"{node.name}: {describe.value(node, usual, body.sizes)}" for node in self.given]
         arguments = [node.name for node in self.given]
         title = f"All of {self.context.root} that runs here."
         return list(class_lines(self.class_name, title, made, arguments, shapes, code, uses_groups))

@@ -27,6 +27,8 @@ def _slice(values: Sequence[Any], write: Writer) -> Sequence[Expression]:
     first = "" if start in (None, 0) else flat(write(start))
     last = "" if end is None or (isinstance(end, int) and end >= OPEN) else flat(write(end))
     stride = "" if step == 1 else f":{flat(write(step))}"
+    if " " in first + last:
+        first, last = first and f"{first} ", last and f" {last}"
     return [_at(dim, f"{first}:{last}{stride}")]
 
 

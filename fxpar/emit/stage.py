@@ -16,23 +16,10 @@ from fxpar.emit.classes import LayerClass
 from fxpar.emit.fold import SLOT
 from fxpar.emit.layers import Layer
 from fxpar.emit.names import RESERVED, Names, wishes
+from fxpar.emit.sizes import LocalSizes
 from fxpar.emit.text import Bracket, Statement, call
 
 HELD = ("parameter", "buffer", "constant")
-
-
-def forward(
-    context: Context,
-    items: Sequence[Item],
-    held: Sequence[fx.Node],
-    given: Sequence[fx.Node],
-    outputs: Sequence[object],
-) -> list[Statement]:
-    """Return the statements of a `forward` that takes `given` and returns the tuple of `outputs`.
-
-    `held` are the module's own tensors. Calls of layers have the layer's number in a slot.
-    """
-    return written(context, items, held, given, outputs).with_device(given)
 
 
 def written(
@@ -42,7 +29,10 @@ def written(
     given: Sequence[fx.Node],
     outputs: Sequence[object],
 ) -> Body:
-    """Return the function that `forward` is, in whose `scope` every value outside of layers has its text."""
+    """Return a `forward` that takes `given` and returns the tuple of `outputs`; `held` are the module's own tensors.
+
+    In its `scope` every value outside of layers has its text. Calls of layers have the layer's number in a slot.
+    """
     reserved = RESERVED | set(context.reserved)
     names = Names([*reserved, *(node.name for node in given)])
     renamed = {node: names.give(node.name) for node in given if node.name in reserved}
@@ -51,6 +41,8 @@ def written(
     fixed = carried(items, names)
     fixed |= {node: renamed[node] for node in fixed if node in renamed}
     stage = _Stage(context, scope, names, fixed, gathered(items, fixed))
+    # Sizes are read before anything else, where an argument still has the name that it is given by.
+    stage.sizes = stage.calls.sizes = LocalSizes({**scope, **{node: node.name for node in renamed}}, names)
     stage.statements += [Statement(node.name, name) for node, name in renamed.items()]
     for item in items:
         if isinstance(item, tuple):
@@ -88,7 +80,8 @@ class _Stage(Body):
         targets = [self.target(node, found[node]) for node in layer.outputs]
         items = (*arguments, *[SLOT] * len(layer.numbers))
         expression = Bracket(f"{access('self', container)}[{SLOT}](", items, ")")
-        note = ", ".join(describe.value(node, self.context.usual) for node in layer.outputs)
+        usual, sizes = self.context.usual, self.sizes
+        note = ", ".join(describe.value(node, usual, sizes) for node in layer.outputs)
         numbers = (int(number), *layer.numbers)
         self.statements.append(Statement(expression, ", ".join(targets), note=note, numbers=numbers))
         for node in layer.outputs:

@@ -72,6 +72,11 @@ def choose(graph: fx.Graph, stages: int, at: Sequence[str] = (), place: Place | 
     return _cuts(flow, _balanced(flow, free, stages))
 
 
+def cut_at(graph: fx.Graph, known: Cuts) -> Cuts:
+    """Cut a graph where another one was cut that has the same nodes, with values of other sizes."""
+    return _cuts(analyse(graph), known.positions)
+
+
 def _balanced(flow: Flow, free: list[int], stages: int) -> tuple[int, ...]:
     costs, live, depths = flow.costs(), flow.live_bytes(), flow.depths()
     light = _least(free, live, costs, stages, FLOPS_PER_SENT_BYTE, SLOWER_FOR_BYTES)

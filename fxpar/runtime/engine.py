@@ -40,6 +40,9 @@ class Engine(Protocol):
     def run(self, microbatches: Sequence[Microbatch], schedule: str | None) -> Results:
         """Run all microbatches forward and, if a schedule is named, backward."""
 
+    def resize(self, spec: StageSpec) -> None:
+        """Take values of other sizes from now on."""
+
 
 class TransportEngine:
     """Runs a stage over any `Transport`: the simulator's, or processes'. A single stage needs none.
@@ -73,6 +76,10 @@ class TransportEngine:
         if self._transport is not None:
             self._transport.flush()
         return results
+
+    def resize(self, spec: StageSpec) -> None:
+        """Take values of other sizes from now on."""
+        self._spec = spec
 
     def _forward(self, number: int, microbatch: Microbatch, results: Results, training: bool) -> None:
         received = self._recv(self._spec.index - 1, self._spec.received)

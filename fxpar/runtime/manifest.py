@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from fxpar.errors import EmitError
 from fxpar.mesh import Mesh
 from fxpar.pipeline.spec import StageSpec
+from fxpar.runtime import sizes
 from fxpar.shard.overlap import Overlap
 
 #: Raised whenever an older reader would misunderstand what is written.
@@ -63,6 +64,23 @@ class InputSpec:
     dtype: str = ""
     shape: tuple[int, ...] = ()
     value: Any = None
+
+
+@dataclass(frozen=True)
+class AxisSpec:
+    """An axis of the inputs whose size may differ from call to call.
+
+    `size` is the example's. Any is a multiple of `multiple`, as `split` says in words, at least `least` and, where that
+    is not None, at most `most`, for `reason`.
+    """
+
+    name: str
+    size: int
+    multiple: int = 1
+    split: str = ""
+    least: int = 2
+    most: int | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +140,8 @@ class Manifest:
     """Every kind of group that some rank needs."""
     opaque: tuple[str, ...] = ()
     """The paths of the model's opaque modules, which are built from the model's source."""
+    dynamic: tuple[AxisSpec, ...] = ()
+    """The axes whose sizes may differ; shapes and layouts then have expressions of them."""
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     ranks: tuple[tuple[str, ...], ...] = ()
@@ -139,9 +159,17 @@ class Manifest:
         """The stage that a rank runs."""
         return self.stages[self.grid.coordinate(rank).get("pp", 0)]
 
+    def at(self, lengths: Mapping[str, int]) -> Manifest:
+        """The manifest where the dynamic axes have these sizes."""
+        if not self.dynamic:
+            return self
+        names = ("inputs", "prepared", "outputs", "stages")
+        return replace(self, **{name: sizes.at(getattr(self, name), lengths) for name in names})
+
     def to_json(self) -> str:
         """The manifest as text, the same for the same partition."""
         data = asdict(self) | {"stages": [stage.to_json() for stage in self.stages]}
+        data = sizes.written(data) if self.dynamic else {k: v for k, v in data.items() if k != "dynamic"}
         return json.dumps(data, indent=1, sort_keys=False) + "\n"
 
     @staticmethod
@@ -169,7 +197,11 @@ class Manifest:
 
 
 def _manifest(data: dict[str, Any]) -> Manifest:
+    dynamic = tuple(AxisSpec(**entry) for entry in data.get("dynamic", ()))
+    if dynamic:
+        data = sizes.read(data, {axis.name: axis.size for axis in dynamic})
     tuples = {
+        "dynamic": dynamic,
         "inputs": tuple(InputSpec(**_tupled(entry)) for entry in data["inputs"]),
         "prepared": tuple(PreparedSpec(e["name"], _cut(e["cut"])) for e in data["prepared"]),
         "outputs": tuple(_output(entry) for entry in data["outputs"]),

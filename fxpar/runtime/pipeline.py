@@ -38,6 +38,11 @@ class Pipeline:
         self._groups = groups
         self._engine = _engine(module, spec, groups)
 
+    def resize(self, spec: StageSpec) -> None:
+        """Run the next microbatches with values of other sizes: those of a specification that is else the same."""
+        self.spec = spec
+        self._engine.resize(spec)
+
     def step(
         self, microbatches: Sequence[Microbatch], *, everywhere: bool = False
     ) -> tuple[torch.Tensor | None, Outputs | None]:

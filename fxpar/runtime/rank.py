@@ -21,6 +21,7 @@ from fxpar.runtime.padding import Padding
 from fxpar.runtime.pipeline import Pipeline
 from fxpar.runtime.random import Randomness, stream_seed
 from fxpar.runtime.reduction import Reduction
+from fxpar.runtime.sizes import bind as bind_sizes
 
 
 class Rank(nn.Module):
@@ -53,6 +54,8 @@ class Rank(nn.Module):
         self._buffers = stage._buffers
         self._non_persistent_buffers_set = stage._non_persistent_buffers_set
         self.manifest, self.groups, self.out_spec = manifest, groups, out_spec
+        self.current = manifest
+        """The manifest at the sizes of the latest batch."""
         object.__setattr__(self, "prepare", prepare)
         self.pipeline = Pipeline(stage, manifest.stage_of(groups.rank), groups, schedule=manifest.schedule)
         self.reduction = Reduction(stage, manifest, groups)
@@ -118,11 +121,34 @@ class Rank(nn.Module):
         given = dict(leaf for name, v in [*zip(names, args), *kwargs.items()] for leaf in flatten(name, v))
         known = {spec.name for spec in self.manifest.inputs}
         errors = [f"`{name}` is no input of the model" for name in sorted(given.keys() - known)]
-        errors += [problem for spec in self.manifest.inputs if (problem := _misfit(spec, given))]
+        sizes, wrong = bind_sizes(self.manifest.dynamic, self.manifest.inputs, given)
+        current = self.manifest.at(sizes)
+        errors += [*wrong, *(problem for spec in current.inputs if (problem := self._misfit(spec, given)))]
         if errors:
-            raise RankError("the inputs do not fit the captured model", details=errors)
+            raise RankError("the inputs do not fit the captured model", details=errors + self._remedy(given))
+        self.current = current
+        self.pipeline.resize(current.stage_of(self.groups.rank))
         device = next((t.device for t in self.stage.parameters()), torch.device("cpu"))
         return {s.placeholder: given[s.name].to(device) for s in self.manifest.inputs if s.placeholder}
+
+    def _misfit(self, spec: InputSpec, given: Mapping[str, Any]) -> str:
+        """What is wrong with one input, if anything; the sizes of dynamic axes are those of the inputs before it."""
+        wrong = _misfit(spec, given)
+        return wrong.replace("was captured as", "has to be") if self.manifest.dynamic else wrong
+
+    def _remedy(self, given: Mapping[str, Any]) -> list[str]:
+        """What to do about sizes that are others than the example's, where none may be."""
+        if self.manifest.dynamic:
+            return []
+        tensors = [(spec, given.get(spec.name)) for spec in self.manifest.inputs if spec.placeholder]
+        other = {
+            dim
+            for spec, value in tensors
+            if isinstance(value, Tensor) and value.dim() == len(spec.shape)
+            for dim, (size, wanted) in enumerate(zip(value.shape, spec.shape))
+            if size != wanted
+        }
+        return ["sizes other than the example's run with `--dynamic batch,sequence`"] if other else []
 
     def microbatches(self, inputs: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """What each microbatch is given by name."""
@@ -134,7 +160,7 @@ class Rank(nn.Module):
             whole = {**inputs} if seed is None else {**inputs, "step_seed": seed}
             values = dict(zip((p.name for p in self.manifest.prepared), self.prepare(**whole)))
             given = [
-                {p.name: _part(values[p.name], p.cut, number, count) for p in self.manifest.prepared}
+                {p.name: _part(values[p.name], p.cut, number, count) for p in self.current.prepared}
                 for number in range(count)
             ]
         if seed is not None:
@@ -146,7 +172,7 @@ class Rank(nn.Module):
         """The model's outputs, from those of the microbatches on this rank."""
         return [
             self._whole(spec, [each[position] for each in made])
-            for position, spec in enumerate(self.manifest.outputs)
+            for position, spec in enumerate(self.current.outputs)
         ]
 
     def _whole(self, spec: OutputSpec, pieces: list[Any]) -> Any:

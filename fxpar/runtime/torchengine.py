@@ -14,6 +14,9 @@ from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 from fxpar.pipeline.spec import StageSpec, ValueSpec
 from fxpar.runtime.engine import Microbatch, Results
 
+#: How many stages, each with buffers for values of one size, are kept.
+KEPT = 4
+
 _SCHEDULES: dict[str, type[PipelineScheduleSingle]] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 
@@ -29,7 +32,7 @@ class TorchEngine:
     ) -> None:
         self._module, self._spec = module, spec
         self._group, self._device = group, device
-        self._made: dict[bool, tuple[str, int, PipelineStage, PipelineScheduleSingle]] = {}
+        self._made: dict[tuple[object, ...], tuple[PipelineStage, PipelineScheduleSingle]] = {}
 
     def run(self, microbatches: Sequence[Microbatch], schedule: str | None) -> Results:
         """Run all microbatches forward and, if a schedule is named, backward."""
@@ -47,16 +50,24 @@ class TorchEngine:
                 hook.remove()
         return results
 
+    def resize(self, spec: StageSpec) -> None:
+        """Take values of other sizes from now on: torch's buffers and checks are made for one size."""
+        self._spec = spec
+
     def _plan(self, schedule: str | None, count: int) -> tuple[PipelineStage, PipelineScheduleSingle]:
-        """The stage and schedule for a number of microbatches; the last ones used are kept."""
+        """The stage and schedule for a number of microbatches of one size; the last few used are kept."""
         name = "gpipe" if schedule is None or count < self._spec.count else schedule
-        if (made := self._made.get(schedule is not None)) and made[:2] == (name, count):
-            return made[2:]
-        stage = self._stage()
-        loss = _loss if schedule is not None else None
-        plan = _SCHEDULES[name](stage, count, loss_fn=loss, scale_grads=False)
-        self._made[schedule is not None] = (name, count, stage, plan)
-        return stage, plan
+        shapes = [value.shape for value in (*self._spec.received, *self._spec.sent)]
+        key = (schedule is not None, name, count, *shapes)
+        made = self._made.pop(key, None)
+        if made is None:
+            stage = self._stage()
+            loss = _loss if schedule is not None else None
+            made = stage, _SCHEDULES[name](stage, count, loss_fn=loss, scale_grads=False)
+        self._made[key] = made
+        if len(self._made) > KEPT:
+            del self._made[next(iter(self._made))]
+        return made
 
     def _stage(self) -> PipelineStage:
         spec = self._spec

@@ -57,17 +57,18 @@ class Findings:
 
 
 def judge(rank: Rank, reference: Reference) -> Rank:
-    """The rank as it is where the model has a loss; else one whose last stage makes a loss of the outputs."""
+    """The rank as it is where the model has a loss; else one whose last stage makes a loss of the latest outputs."""
     if not reference.roots:
         return rank
     stage = rank.stage
     if rank.manifest.stage_of(rank.groups.rank).is_last:
-        stage = Judged(stage, rank.manifest, rank.groups, reference.roots)
+        stage = Judged(stage, rank.current, rank.groups, reference.roots)
     return Rank(stage, judged(rank.manifest, reference.roots), rank.groups, prepare=rank.prepare)
 
 
 def check(rank: Rank, batch: Mapping[str, Any], boxes: BoxesOf, reference: Reference) -> Findings:
     """Run one step on a whole batch, let AdamW take one, and compare. Every rank has to call it."""
+    rank.bind((), batch)
     rank = judge(rank, reference)
     counter = rank.groups.counter
     counter.reset()

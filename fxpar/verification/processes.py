@@ -132,7 +132,7 @@ def verify_all(
 def _report(subject: Subject, job: Job, reference: Reference) -> Report:
     world = subject.partition.mesh.world
     found = [Findings.from_json(job.findings(rank).read_text(encoding="utf-8")) for rank in range(world)]
-    return merge(subject.partition, reference, found, simulated=False)
+    return merge(subject.partition, reference, found, simulated=False, sizes=subject.sizes)
 
 
 def device_type(world: int, device: torch.device | str | None = None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 
 import torch
@@ -66,6 +66,8 @@ class Report:
     """What all random numbers start from."""
     collectives: tuple[Count, ...]
     """What one step sends, forward, backward and for the gradients: by one rank of each stage together."""
+    sizes: tuple[Mapping[str, int], ...] = ()
+    """The sizes of the dynamic axes that it was verified at."""
 
     @property
     def ranks(self) -> int:
@@ -147,6 +149,7 @@ def merge(
     findings: Sequence[Findings],
     *,
     simulated: bool,
+    sizes: Mapping[str, int] | None = None,
 ) -> Report:
     """Make one report of what all ranks found."""
     manifest = partition.manifest
@@ -165,6 +168,25 @@ def merge(
         draws=len(partition.sharded.draws),
         seed=manifest.seed,
         collectives=tuple(_counts(manifest, findings)),
+        sizes=(dict(sizes),) if sizes else (),
+    )
+
+
+def joined(reports: Sequence[Report]) -> Report:
+    """One report of several of one partition at different sizes: the worst errors, and what the first one sends."""
+    first = reports[0]
+    if len(reports) == 1:
+        return first
+    return replace(
+        first,
+        loss_error=max(each.loss_error for each in reports),
+        norm_error=max(each.norm_error for each in reports),
+        outputs=_worst(each.outputs for each in reports),
+        rows=tuple(
+            max(same, key=lambda row: row.worst)
+            for same in zip(*(each.rows for each in reports), strict=True)
+        ),
+        sizes=tuple(size for each in reports for size in each.sizes),
     )
 
 

@@ -15,10 +15,10 @@ from fxpar.capture import source as sources
 from fxpar.capture.example import Example
 from fxpar.errors import PlanError
 from fxpar.plan import Plan
-from fxpar.verification.processes import TIMEOUT, verify_processes
-from fxpar.verification.report import Report
+from fxpar.verification.processes import TIMEOUT, verify_all
+from fxpar.verification.report import Report, joined
 from fxpar.verification.simulated import verify_simulated
-from fxpar.verification.subject import Subject, subject
+from fxpar.verification.subject import Subject, subject, subjects
 
 
 def verify(
@@ -37,9 +37,10 @@ def verify(
     """Run every rank of a partition for one step and hold it against the whole model.
 
     Compared are the loss, every gradient and their norm, all parameters and buffers after a step of AdamW, and the
-    outputs. `model` is a module with the batch `args` and `kwargs`, or a text that names one; both need a `plan`. Or it
-    is a folder that `fxpar partition` wrote, whose modules and files are then loaded as they are. A model without a
-    loss is given one: all floating-point outputs, with fixed random weights.
+    outputs; of a partition with dynamic axes at the sizes of the batch and at others. `model` is a module with the
+    batch `args` and `kwargs`, or a text that names one; both need a `plan`. Or it is a folder that `fxpar partition`
+    wrote, whose modules and files are then loaded as they are. A model without a loss is given one: all floating-point
+    outputs, with fixed random weights.
 
     With `simulate` all ranks run in this process, on the CPU; else one process a rank is started here, over gloo or, on
     accelerators (`device`), NCCL; a collective that takes longer than `timeout` seconds fails. A model that is named by
@@ -53,9 +54,10 @@ def verify(
     fails.
     """
     found = _subject(model, args, kwargs, plan, inputs, training, dtype)
+    each = subjects(found)
     if simulate:
-        return verify_simulated(found)
-    return verify_processes(found, device=device, timeout=timeout)
+        return joined([verify_simulated(subject) for subject in each])
+    return joined(verify_all(each, device=device, timeout=timeout))
 
 
 def _subject(

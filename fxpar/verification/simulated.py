@@ -19,4 +19,4 @@ def verify_simulated(subject: Subject) -> Report:
             subject.rank(groups), batch, lambda name: boxes(partition, name, groups.coordinate), reference
         )
 
-    return merge(partition, reference, simulate(partition.mesh, run), simulated=True)
+    return merge(partition, reference, simulate(partition.mesh, run), simulated=True, sizes=subject.sizes)

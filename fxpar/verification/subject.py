@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from fxpar.capture.arguments import arguments
 from fxpar.capture.capture import capture
 from fxpar.capture.tree import flatten
 from fxpar.checkpoint.weights import Weights
+from fxpar.dynamic.capture import captured, resized
 from fxpar.parts import ModelWeights, reader
 from fxpar.passes import Partition, split
 from fxpar.plan import Plan
 from fxpar.runtime.assemble import assemble
 from fxpar.runtime.groups import Groups
 from fxpar.runtime.load import load
+from fxpar.runtime.manifest import AxisSpec
 from fxpar.runtime.rank import Rank
 from fxpar.verification.reference import Reference, compute
 
@@ -38,6 +40,8 @@ class Subject:
     folder: Path | None = None
     exact: bool = False
     """Whether the model was captured in float64 throughout, and is to be run so."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """The sizes of the dynamic axes in the batch."""
 
     @property
     def batch(self) -> dict[str, torch.Tensor]:
@@ -46,6 +50,16 @@ class Subject:
         leaves = (leaf for name, value in named.items() for leaf in flatten(name, value))
         return {name: value for name, value in leaves if isinstance(value, torch.Tensor)}
 
+    def partition_there(self) -> Partition:
+        """The partition as it is at the sizes of the batch: made for these alone where random numbers are drawn."""
+        made = self.partition
+        same = all(axis.size == self.sizes[axis.name] for axis in made.manifest.dynamic)
+        if same or not made.sharded.draws:
+            return replace(made, manifest=made.manifest.at(self.sizes))
+        with precision(self.exact):
+            program = capture(self.model, self.args, self.kwargs)
+        return split(program, replace(made.plan, dynamic=None))
+
     def reference(self, device: torch.device | str = "cpu") -> Reference:
         """What the whole model gives."""
         return compute(
@@ -53,7 +67,7 @@ class Subject:
             self.args,
             self.kwargs,
             self.weights,
-            self.partition,
+            self.partition_there(),
             device=device,
             exact=self.exact,
         )
@@ -81,9 +95,29 @@ def subject(
     """Capture and split a model, float64 models in float64 throughout. Raises as `capture` and `split`."""
     exact = is_float64(model)
     with precision(exact):
-        program = capture(model, args, kwargs, opaque=plan.opaque or ())
+        program = captured(model, args, kwargs, plan)
     partition = split(program, plan, source=source)
     return Subject(partition, model, args, kwargs, ModelWeights(program, weights), exact=exact)
+
+
+def subjects(found: Subject) -> list[Subject]:
+    """What is verified of a partition: the batch that it was made with, and one of other sizes if there may be any."""
+    axes = found.partition.manifest.dynamic
+    if not axes:
+        return [found]
+    example = {axis.name: axis.size for axis in axes}
+    other = {axis.name: other_size(axis) for axis in axes}
+    places = found.partition.program.dynamic
+    args, kwargs = resized(found.model, found.args, found.kwargs, places, other, values=True)
+    return [replace(found, sizes=example), replace(found, args=args, kwargs=kwargs, sizes=other)]
+
+
+def other_size(axis: AxisSpec) -> int:
+    """A size that an axis may have and that is not the example's, if there is one: a little more, else less."""
+    more, less = axis.size + axis.multiple, axis.size - axis.multiple
+    if axis.most is None or more <= axis.most:
+        return more
+    return less if less >= axis.least else axis.size
 
 
 def is_float64(model: nn.Module) -> bool:

@@ -28,9 +28,11 @@ def _head(report: Report) -> str:
     mesh = ", ".join(f"{dim} {size}" for dim, size in report.mesh.items() if size > 1) or "one rank"
     run = "simulated" if report.simulated else "real processes"
     verdict = "ok" if report.ok else "WRONG"
-    return (
+    head = (
         f"{verdict}: {report.dtype} on {report.ranks} ranks ({mesh}), {run}, tolerance {report.tolerance:.0e}"
     )
+    sizes = (", ".join(f"{axis} {size}" for axis, size in each.items()) for each in report.sizes)
+    return "\n".join([head, *(f"  {each}" for each in sizes)])
 
 
 def _random(report: Report) -> str:

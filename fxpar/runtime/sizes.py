@@ -1,0 +1,93 @@
+"""The sizes of one call: what the dynamic axes are in its inputs, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import Tensor
+
+from fxpar.size import Size, parse
+
+if TYPE_CHECKING:
+    from fxpar.runtime.manifest import AxisSpec, InputSpec
+
+T = TypeVar("T")
+#: The keys under which a manifest has lists of sizes.
+_KEYS = ("shape", "layout")
+
+
+def written(data: Any) -> Any:
+    """Plain data with every size as a text, for JSON."""
+    if isinstance(data, Size):
+        return str(data.polynomial)
+    if isinstance(data, Mapping):
+        return {key: written(value) for key, value in data.items()}
+    return [written(item) for item in data] if isinstance(data, list | tuple) else data
+
+
+def read(data: Any, example: Mapping[str, int]) -> Any:
+    """What `written` wrote, with sizes again, which are those of the example."""
+    if isinstance(data, Mapping):
+        return {
+            key: [_size(item, example) for item in value] if key in _KEYS else read(value, example)
+            for key, value in data.items()
+        }
+    return [read(item, example) for item in data] if isinstance(data, list) else data
+
+
+def _size(item: Any, example: Mapping[str, int]) -> int:
+    if not isinstance(item, str):
+        return int(item)
+    return Size(int(parse(item).at(example)), item)
+
+
+def at(data: T, sizes: Mapping[str, int]) -> T:
+    """The same data where the axes have these sizes: every size is a plain number."""
+    found: Any = data
+    if isinstance(data, Size):
+        found = data.at(sizes)
+    elif is_dataclass(data) and not isinstance(data, type):
+        found = replace(data, **{each.name: at(getattr(data, each.name), sizes) for each in fields(data)})
+    elif isinstance(data, list | tuple):
+        found = type(data)(at(item, sizes) for item in data)
+    elif isinstance(data, Mapping):
+        found = {key: at(value, sizes) for key, value in data.items()}
+    return found  # type: ignore[no-any-return]
+
+
+def bind(
+    axes: Sequence[AxisSpec], inputs: Sequence[InputSpec], given: Mapping[str, Any]
+) -> tuple[dict[str, int], list[str]]:
+    """The size of every dynamic axis in the inputs of a call, where it is first met, and what is wrong with these."""
+    found: dict[str, int] = {}
+    for spec, dim, name in _places(inputs):
+        value = given.get(spec.name)
+        if not isinstance(value, Tensor) or value.dim() != len(spec.shape):
+            continue
+        found.setdefault(name, int(value.shape[dim]))
+    errors = [wrong for axis in axes for wrong in _wrong(axis, found.get(axis.name))]
+    return {axis.name: found.get(axis.name, axis.size) for axis in axes}, errors
+
+
+def _places(inputs: Sequence[InputSpec]) -> Iterator[tuple[InputSpec, int, str]]:
+    """The dims of inputs that are the size of an axis."""
+    for spec in inputs:
+        for dim, size in enumerate(spec.shape):
+            if isinstance(size, Size):
+                yield spec, dim, str(size.polynomial)
+
+
+def _wrong(axis: AxisSpec, length: int | None) -> Iterator[str]:
+    if length is None:
+        return
+    if length < axis.least:
+        yield f"{axis.name} = {length}: it has to be at least {axis.least}"
+    elif axis.most is not None and length > axis.most:
+        yield f"{axis.name} = {length}: it may be at most {axis.most}, {axis.reason}"
+    elif length % axis.multiple:
+        below = length - length % axis.multiple
+        near = " or ".join(str(n) for n in (below, below + axis.multiple) if n >= axis.least)
+        over = f" ({axis.split})" if axis.split else ""
+        yield f"{axis.name} = {length} does not divide over {axis.multiple} parts{over}; {near} would do"
