@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 from math import prod
 from typing import Any
 
@@ -29,6 +30,7 @@ def summary(product: Product, files: Mapping[str, int] | None = None) -> dict[st
         "microbatches": manifest.microbatches,
         "split_fraction": product.sharded.fraction,
         "axes": _axes(product),
+        "dynamic": [asdict(axis) for axis in manifest.dynamic],
         "stages": [_stage(product, stage) for stage in product.stages],
         "imbalance": product.cuts.imbalance,
         "notes": [*manifest.notes, *_idle(product)],
@@ -151,6 +153,8 @@ def text(data: Mapping[str, Any]) -> str:
     blocks = [f"{data['model'] or 'model'}: {mesh}{batches}"]
     if data["axes"]:
         blocks.append(_axes_text(data))
+    if data["dynamic"]:
+        blocks.append(_dynamic_text(data["dynamic"]))
     blocks.append(_stages_text(data))
     if data["notes"]:
         blocks.append(
@@ -168,6 +172,17 @@ def _axes_text(data: Mapping[str, Any]) -> str:
     ]
     share = f"{data['split_fraction']:.0%} of the parameters' bytes are split"
     return f"axes ({share})\n{aligned(rows, '  ')}"
+
+
+def _dynamic_text(axes: Iterable[Mapping[str, Any]]) -> str:
+    """The sizes that the dynamic axes may have."""
+    rows = []
+    for axis in axes:
+        split = f" ({axis['split']})" if axis["split"] else ""
+        multiple = f"a multiple of {axis['multiple']}{split}" if axis["multiple"] > 1 else "any size"
+        most = f", at most {axis['most']}" if axis["most"] is not None else ""
+        rows.append([axis["name"], f"{multiple}, at least {axis['least']}{most}"])
+    return f"dynamic\n{aligned(rows, '  ')}"
 
 
 def _count(number: int, noun: str) -> str:

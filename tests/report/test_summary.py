@@ -44,3 +44,10 @@ def test_a_mesh_dim_that_splits_nothing_is_noted() -> None:
         "  cp 2 splits nothing: its ranks all do the same work\n"
         "    the model has no sequence that can be split; `fxpar axes` prints what it has"
     )
+
+
+def test_dynamic_axes_and_their_sizes() -> None:
+    data = of(fxpar.Plan(dp=2, dynamic=["batch"]))
+    assert "dynamic\n  batch  a multiple of 2 (dp 2), at least 2\n" in text(data)
+    assert data["dynamic"][0]["multiple"] == 2
+    assert of(fxpar.Plan(dp=2))["dynamic"] == []
