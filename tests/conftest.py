@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from difflib import unified_diff
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 GOLDEN = Path(__file__).parent / "golden"
 
 torch.set_num_threads(1)
+
+# The same examples in every run of CI; elsewhere others are looked for.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
