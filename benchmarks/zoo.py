@@ -32,6 +32,7 @@ HEAD = """# Models
 Made by `benchmarks/zoo.py`: tiny random versions of public classes, unmodified, on all ranks of each plan in one
 process. A number is the largest relative error of the loss, of any gradient on any rank, of their norm, of an output,
 or of a parameter after a step of AdamW, against the whole model on one device. Nothing in fxpar knows any of them.
+`make zoo` makes this page.
 
 - **split**: the share of the bytes of all linear, expert and embedding weights that `tp 2` splits.
 - **a layer**: collectives of whole activations in one layer at `tp 2` without sequence parallelism, forward and

@@ -184,7 +184,11 @@ def _split_share(partition: Partition, program: Program) -> float:
 
 
 def _is_convolved(node: fx.Node) -> bool:
-    return any("conv" in str(user.target) for user in node.users)
+    """Whether a convolution uses a parameter, as it is or normalised."""
+    return any(
+        "conv" in str(user.target) or ("weight_norm" in str(user.target) and _is_convolved(user))
+        for user in node.users
+    )
 
 
 def _collectives(graph: fx.Graph) -> tuple[float, float]:

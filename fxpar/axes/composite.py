@@ -5,7 +5,7 @@ The grammar stands at the top of `rules/composites/attention.yaml`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,12 +55,16 @@ def _read(entry: yamlfile.Node) -> Composite:
 
 
 def sightings(
-    found: Inference, rules: Iterable[Composite], made_by_weight: set[Factor], dependent: Collection[fx.Node]
+    found: Inference,
+    rules: Iterable[Composite],
+    made_by_weight: set[Factor],
+    dependent: Collection[fx.Node],
+    repeated: Collection[Factor] = (),
 ) -> Iterator[tuple[fx.Node, str, Factor]]:
     """Everything that is seen at composites: (the first product, the sighting, the factor).
 
     `made_by_weight` are the factors that some weight makes, as against those of the batch; `dependent` are the nodes
-    that depend on inputs of the model.
+    that depend on inputs of the model; along `repeated` factors elements are the same.
     """
     for rule in rules:
         for node, links in found.links.items():
@@ -68,7 +72,9 @@ def sightings(
                 first, last = _upwards(node, rule, found), _downwards(node, rule, found)
                 if first and last and _along_columns(node, first, found, dependent):
                     places = _places(found.links[first]) | {"values": _values(*last, found)}
-                    yield from _seen(first, places, rule, made_by_weight)
+                    made = made_by_weight if _operands(found.links[first])[0] in dependent else set()
+                    shared = _factors(places, made_by_weight, made)
+                    yield from _seen(first, shared, rule, repeated)
 
 
 def _upwards(node: fx.Node, rule: Composite, found: Inference) -> fx.Node | None:
@@ -100,14 +106,14 @@ def _downwards(node: fx.Node, rule: Composite, found: Inference) -> tuple[fx.Nod
 def _values(product: fx.Node, weights: fx.Node, found: Inference) -> list[Dim]:
     """The dims of the last product that come from the values alone, not from the weights that the middle made."""
     links = found.links[product]
-    first = links.operands[len(links.terms)] is weights
+    first = _operands(links)[0] is weights
     return _places(links)["columns" if first else "rows"]
 
 
 def _along_columns(node: fx.Node, first: fx.Node, found: Inference, dependent: Collection[fx.Node]) -> bool:
     """Whether the middle runs along what the second operand alone has, and that operand is no weight: no router."""
     links, middle = found.links[first], found.links[node]
-    operands = links.operands[len(links.terms) :]
+    operands = _operands(links)
     along = [
         dim
         for role, kind in middle.roles.items()
@@ -119,6 +125,10 @@ def _along_columns(node: fx.Node, first: fx.Node, found: Inference, dependent: C
     return len(operands) == 2 and operands[1] in dependent and not run.isdisjoint(columns)
 
 
+def _operands(links: Links) -> tuple[fx.Node, ...]:
+    return links.operands[len(links.terms) :]
+
+
 def _passes(node: fx.Node, found: Inference) -> bool:
     links = found.links.get(node)
     if links is None or not links.ins:
@@ -127,18 +137,39 @@ def _passes(node: fx.Node, found: Inference) -> bool:
 
 
 def _seen(
-    node: fx.Node, places: Mapping[str, list[Dim]], rule: Composite, made_by_weight: set[Factor]
+    node: fx.Node,
+    places: Mapping[str, list[Factor]],
+    rule: Composite,
+    repeated: Collection[Factor],
 ) -> Iterator[tuple[fx.Node, str, Factor]]:
-    for place, dims in places.items():
-        if place not in rule.seen:
-            continue
-        factors = list(dict.fromkeys(factor for dim in dims for factor in leaves(dim)))
-        if place == "lead":
-            factors = [factor for factor in factors if factor in made_by_weight]
-        for position, factor in enumerate(factors):
-            yield node, rule.seen[place], factor
-            if position == 0:
+    for place, factors in places.items():
+        if place in rule.seen:
+            for factor in factors:
+                yield node, rule.seen[place], factor
+            for factor in leading(factors, repeated):
                 yield node, f"{rule.seen[place]}.major", factor
+
+
+def _factors(
+    places: Mapping[str, list[Dim]], by_weight: set[Factor], rows_by_weight: set[Factor]
+) -> dict[str, list[Factor]]:
+    """The factors of each place. Rows that a weight made, if it made no columns, are leads that all columns share.
+
+    queries [batch, head, row, depth] and the only head of keys [batch, 1, column, depth]:  head leads
+    """
+    found = {
+        place: list(dict.fromkeys(f for dim in dims for f in leaves(dim))) for place, dims in places.items()
+    }
+    made = rows_by_weight if rows_by_weight.isdisjoint(found["columns"]) else set()
+    lead = [factor for factor in found["lead"] if factor in by_weight]
+    shared = [factor for factor in found["rows"] if factor in made and factor not in lead]
+    rows = [factor for factor in found["rows"] if factor not in made]
+    return found | {"lead": lead + shared, "rows": rows}
+
+
+def leading(factors: Sequence[Factor], repeated: Collection[Factor]) -> Sequence[Factor]:
+    """The first factor along which elements are not just the same again, or else the first one; none of none."""
+    return [factor for factor in factors if factor not in repeated][:1] or factors[:1]
 
 
 def _places(links: Links) -> dict[str, list[Dim]]:

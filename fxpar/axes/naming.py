@@ -119,20 +119,22 @@ def name(
             for factor in leaves(dim):
                 seen[factor].setdefault(f"input.dim{index}", node)
     chosen = selected(found)
+    again = _repeated(found, weights | dependent)
     for node, links in found.links.items():
         of = _Weights.of(node, found, weights, chosen)
         for label, dim in _labels(links):
             label = of.label(label, dim)
-            for position, factor in enumerate(leaves(resolve(dim))):
-                suffix = "" if node in dependent else ".constant"
+            factors = list(leaves(resolve(dim)))
+            suffix = "" if node in dependent else ".constant"
+            for factor in factors:
                 seen[factor].setdefault(label + suffix, node)
-                if position == 0:
-                    seen[factor].setdefault(f"{label}.major{suffix}", node)
+            for factor in composite.leading(factors, again):
+                seen[factor].setdefault(f"{label}.major{suffix}", node)
         if _activates(node, links):
             for factor in _untouched(links):
                 seen[factor].setdefault(ACTIVATION, node)
     by_weight = {factor for factor, labels in seen.items() if MADE_BY_WEIGHT in labels}
-    for node, label, factor in composite.sightings(found, composites, by_weight, dependent):
+    for node, label, factor in composite.sightings(found, composites, by_weight, dependent, again):
         seen[factor].setdefault(label, node)
     ordered = list(rules)
     named = {}
@@ -211,6 +213,19 @@ def _labels(links: Links) -> Iterator[tuple[str, Dim]]:
                 if label:
                     labels[label] = labels.get(label, ()) + dim
             yield from labels.items()
+
+
+def _repeated(found: Inference, nodes: Iterable[fx.Node]) -> set[Factor]:
+    """The factors along which some of the nodes have the same elements again: views made them."""
+    made = set()
+    for node in nodes:
+        links = found.links.get(node)
+        if links is None or links.kind != "view" or not links.ins:
+            continue
+        for role in links.roles:
+            if not any(True for _ in links.sites(role)):
+                made |= {f for _, _, dim in links.sites(role, outputs=True) for f in leaves(dim)}
+    return made
 
 
 def _dependent(found: Inference, roots: Iterable[fx.Node]) -> set[fx.Node]:

@@ -6,6 +6,7 @@
     y_g = grouped_mm(x_g, weight, offsets)           y = expert_linear(x, weight, ids)
     z_g = silu(y_g)                                  z = silu(y)
     z_g[inverse of perm]                             z
+    sum.index_add(0, perm // k, z_g)                 sum + z.unflatten(0, [-1, k]).sum(1)
 
 Sorting mixes the tokens of all samples; in their own order each stays with its sample and its place in the sequence,
 so that both can be split. Whoever uses a sorted value otherwise gets it as before.
@@ -20,12 +21,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from fxpar.capture import hits
 from fxpar.capture.node import aten, emit, is_op
 from fxpar.runtime import experts as _experts  # noqa: F401 - registers the operator
 
 EXPERT_LINEAR = torch.ops.fxpar.expert_linear.default
 #: Names of grouped products: rows, weights, where the rows of each weight end.
-GROUPED = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
+GROUPED = ("aten::_grouped_mm", "transformers::grouped_mm_fallback", "fxpar::grouped_mm")
+#: Ops that add rows (index, rows) to what stands first, along dim 0.
+ADDED = ("aten::index_add", "aten::scatter_add", "torchtitan::deterministic_scatter_add")
 #: Ops along one dim, which must not be that of the rows.
 _ALONG = (
     *(aten.chunk, aten.split, aten.split_with_sizes, aten.cat, aten.stack),
@@ -123,6 +127,8 @@ class _Unsorter:
 
     def _rows(self, node: fx.Node) -> bool:
         """A sorted value is made in the order of the tokens as well; one that is put back is replaced."""
+        if self._added(node):
+            return True
         made = self._looked_up(node) or self._grouped(node) or self._each_row(node)
         if made is not None:
             self.rows[node] = made
@@ -158,12 +164,46 @@ class _Unsorter:
         if not _is_grouped(node) or not set(node.kwargs) <= {"offs"} or any(node.args[3:]):
             return None
         given: tuple[Any, ...] = (*node.args[:3], *node.kwargs.values())
-        if len(given) < 3 or given[0] not in self.rows or given[2] not in self.ends:
+        if len(given) < 3 or given[0] not in self.rows:
             return None
-        (order, unsorted), (counted, experts), weight = self.rows[given[0]], self.ends[given[2]], given[1]
-        if counted is not order or weight.meta["val"].dim() != 3 or weight.meta["val"].shape[0] != experts:
+        (order, unsorted), weight = self.rows[given[0]], given[1]
+        if weight.meta["val"].dim() != 3 or not self._ends_at(given[2], order, weight.meta["val"].shape[0]):
             return None
         return order, emit(self.graph, EXPERT_LINEAR, (unsorted, weight, order.ids), like=node)
+
+    def _ends_at(self, ends: fx.Node, order: Order, experts: int) -> bool:
+        """Whether a value says where the sorted rows of each expert end."""
+        if ends in self.ends:
+            counted, number = self.ends[ends]
+            return counted is order and number == experts
+        ends = _uncast(ends)
+        return is_op(ends, aten.cumsum) and hits.counts(_first(ends), order.ids, experts)
+
+    def _added(self, node: fx.Node) -> bool:
+        """Sorted rows that are added up where they were before: those of a token stand side by side."""
+        if _name(node) not in ADDED:
+            return False
+        base, index, rows = _added_rows(node)
+        places = hits.rows_of(index)
+        if rows not in self.rows or places not in self.parents | {n: (o, 1) for n, o in self.perms.items()}:
+            return False
+        order, unsorted = self.rows[rows]
+        known, times = self.parents[places] if places in self.parents else (self.perms[places], 1)
+        shape = base.meta["val"].shape
+        value = rows.meta["val"]
+        if known is not order or shape[0] * times != order.length or shape[1:] != value.shape[1:]:
+            return False
+        if base.meta["val"].dtype != value.dtype:
+            return False
+        with self.graph.inserting_before(node):
+            apart = emit(
+                self.graph, aten.reshape.default, (unsorted, [shape[0], times, *shape[1:]]), like=node
+            )
+            made = emit(self.graph, aten.sum.dim_IntList, (apart, [1]), like=node)
+            if not is_op(base, aten.zeros, aten.zeros_like, aten.new_zeros):
+                made = emit(self.graph, aten.add.Tensor, (base, made), like=node)
+            node.replace_all_uses_with(made)
+        return True
 
     def _each_row(self, node: fx.Node) -> Sorted | None:
         """An op that does the same to each row, of sorted values of one order and of what has no rows."""
@@ -189,8 +229,22 @@ def unsort(graph: fx.Graph) -> None:
 
 
 def _is_grouped(node: fx.Node) -> bool:
+    return _name(node) in GROUPED
+
+
+def _name(node: fx.Node) -> str:
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.name in GROUPED
+    return schema.name if schema is not None else ""
+
+
+def _added_rows(node: fx.Node) -> tuple[fx.Node, fx.Node | None, fx.Node | None]:
+    """What rows are added to, where, and the rows; none where it is not along dim 0 or scaled."""
+    given: dict[str, Any] = dict(zip(("self", "dim", "index", "source"), node.args)) | node.kwargs
+    if len(node.args) == 3 and not node.kwargs:
+        given = dict(zip(("self", "index", "source"), node.args)) | {"dim": 0}
+    plain = given.get("dim") == 0 and given.get("alpha", 1) == 1
+    source = given.get("source", given.get("src"))
+    return given["self"], *((given.get("index"), source) if plain else (None, None))
 
 
 def _first(node: fx.Node) -> Any:
@@ -211,9 +265,13 @@ def _descends(node: fx.Node) -> bool:
 
 def _is_of(node: fx.Node, ids: fx.Node) -> bool:
     """Whether a value is the ids, cast at most."""
-    while node is not ids and is_op(node, aten.to, aten._to_copy):
+    return node is ids or _uncast(node) is _uncast(ids)
+
+
+def _uncast(node: fx.Node) -> fx.Node:
+    while is_op(node, aten.to, aten._to_copy):
         node = node.args[0]  # type: ignore[assignment]
-    return node is ids
+    return node
 
 
 def _by_row(node: fx.Node, sources: list[fx.Node]) -> bool:
@@ -228,6 +286,8 @@ def _by_row(node: fx.Node, sources: list[fx.Node]) -> bool:
     tags = getattr(node.target, "tags", ())
     if torch.Tag.nondeterministic_seeded in tags:
         return False
+    if is_op(node, aten.reshape, aten.view, aten._unsafe_view):
+        return True
     ranks = {n.meta["val"].dim() for n in sources}
     if torch.Tag.pointwise in tags or is_op(node, aten.to, aten.clone, aten.contiguous):
         return ranks == {outs[0].dim()}

@@ -23,6 +23,19 @@ def expert_linear(rows: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     return result
 
 
+def grouped_mm(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """torch's grouped product of sorted rows in any dtype: those of expert `e` end before row `ends[e]`.
+
+    rows: [S, i]. weight: [E, i, o], of the dtype of the rows. ends: [E], rising to S. Returns [S, o].
+    """
+    result: Tensor = _grouped_mm(rows, weight, ends)
+    return result
+
+
+def _sorted_ids(ends: Tensor, rows: Tensor) -> Tensor:
+    return torch.searchsorted(ends, torch.arange(len(rows), dtype=ends.dtype, device=ends.device), right=True)
+
+
 def _forward(rows: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     order, counts = _grouped(ids, weight.shape[0])
     return _product(rows[order], weight, counts)[order.argsort()]
@@ -103,3 +116,16 @@ _expert_linear_backward = define(
     lambda _, rows, weight, __: (rows.new_empty(rows.shape), weight.new_empty(weight.shape)),
 )
 register_autograd(_expert_linear, _gradient, _save)
+_grouped_mm = define(
+    "grouped_mm(Tensor rows, Tensor weight, Tensor ends) -> Tensor",
+    lambda rows, weight, ends: _forward(rows, weight, _sorted_ids(ends, rows)),
+    lambda rows, weight, _: rows.new_empty([rows.shape[0], weight.shape[2]]),
+)
+
+
+def _grouped_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    rows, weight, ends = ctx.saved_tensors
+    return (*_expert_linear_backward(grad, rows, weight, _sorted_ids(ends, rows)), None)
+
+
+register_autograd(_grouped_mm, _grouped_gradient, _save)

@@ -6,7 +6,8 @@ graph   manual_seed(s), forward      so that both have the same masks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,9 @@ from fxpar.capture.tree import plain
 from fxpar.errors import ModelError
 
 T = TypeVar("T")
+
+#: The attributes in which a module of torch registers what it has.
+_REGISTERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
 def check_captured(
@@ -55,11 +59,29 @@ def outputs(
     model: nn.Module, held: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[Any]:
     """The flat outputs of a model with other tensors. Raises ModelError where it does not run."""
-    try:
-        made = torch.func.functional_call(model, dict(held), tuple(args), dict(kwargs))
-    except Exception as error:
-        raise does_not_run(model, error) from error
+    with _as_it_was(model):
+        try:
+            made = torch.func.functional_call(model, dict(held), tuple(args), dict(kwargs))
+        except Exception as error:
+            raise does_not_run(model, error) from error
     return pytree.tree_leaves(plain(made))
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Take away again what a model keeps of a run: buffers and attributes, such as a table made on first use."""
+    before = [(vars(module), _attributes(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for attributes, kept in before:
+            attributes.clear()
+            attributes.update(kept)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes; where torch keeps its tensors is copied."""
+    return {name: value.copy() if name in _REGISTERS else value for name, value in vars(module).items()}
 
 
 def _copies(held: Mapping[str, Tensor]) -> dict[str, Tensor]:

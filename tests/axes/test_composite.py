@@ -120,6 +120,56 @@ def test_with_fewer_heads_of_keys(attend: Attend) -> None:
     assert words["k.weight"] == words["v.weight"] == "(heads depth) hidden"
 
 
+class OneKey(nn.Module):
+    """Many queries to each head of keys, which is broadcast or not even a dim."""
+
+    def __init__(self, attend: Attend, keys: int) -> None:
+        super().__init__()
+        self.attend, self.keys = attend, keys
+        self.q, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.k, self.v = nn.Linear(WIDTH, keys * DEPTH), nn.Linear(WIDTH, keys * DEPTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Queries are [batch, keys, queries of each, length, depth]."""
+        q = self.q(x).view(BATCH, LENGTH, self.keys, -1, DEPTH).permute(0, 2, 3, 1, 4)
+        k, v = (f(x).view(BATCH, LENGTH, self.keys, DEPTH).transpose(1, 2) for f in (self.k, self.v))
+        return x + self.out(self.attend(q, k, v).permute(0, 3, 1, 2, 4).reshape(BATCH, LENGTH, WIDTH))
+
+
+def broadcast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The head of keys has one query."""
+    return (q @ k[:, :, None].mT).softmax(-1) @ v[:, :, None]
+
+
+def by_letters(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Keys have no dim for the queries of a head."""
+    return torch.einsum("bgrqk,bgkd->bgrqd", torch.einsum("bgrqd,bgkd->bgrqk", q, k).softmax(-1), v)
+
+
+@pytest.mark.parametrize("attend", [broadcast, by_letters])
+def test_queries_that_share_keys(attend: Attend) -> None:
+    _, words = named(OneKey(attend, keys=2))
+    assert words["x"] == "batch sequence 32"
+    assert words["q.weight"] == "(heads groups depth) 32"
+    assert words["k.weight"] == words["v.weight"] == "(heads depth) 32"
+    _, words = named(OneKey(attend, keys=1))
+    assert words["q.weight"] == "(heads depth) 32"
+    assert words["k.weight"] == words["v.weight"] == "depth 32"
+
+
+def alternating(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The first of two queries to all heads of keys, then the second to all of them."""
+    q = q.transpose(1, 2).reshape(BATCH, HEADS, LENGTH, DEPTH)
+    k, v = (t[:, None].expand(-1, HEADS // t.shape[1], -1, -1, -1).flatten(1, 2) for t in (k, v))
+    return F.scaled_dot_product_attention(q, k, v).view(BATCH, -1, 2, LENGTH, DEPTH).transpose(1, 2)
+
+
+def test_the_leading_factor_is_not_one_of_repeats() -> None:
+    _, words = named(OneKey(alternating, keys=2))
+    assert words["k.weight"] == words["v.weight"] == "(heads depth) 32"
+    assert words["q.weight"] == "(heads groups depth) 32"
+
+
 @pytest.mark.parametrize("attend", [matmul, einsum, merged, from_the_right])
 def test_the_same_names_as_of_the_op(attend: Attend) -> None:
     _, plain = named(Layer(F.scaled_dot_product_attention))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "zoo.py"
@@ -50,3 +53,21 @@ def test_some_models_are_exact() -> None:
 def test_a_model_that_cannot_be_captured_says_why() -> None:
     (trial,) = trials(("wav2vec2 (ctc), sdpa",), "tp 2")
     assert "cannot be captured: modeling_wav2vec2.py:" in trial["refused"]
+
+
+def test_the_page_has_a_row_for_every_class_and_no_wrong_one() -> None:
+    page = (ROOT / "docs" / "models.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")][2:]
+    shown = {row[0].removesuffix(" (float32)") for row in rows} | {
+        name
+        for line in page.splitlines()
+        if line.endswith(":")
+        for name in re.split(r", (?!sdpa|eager)", line[:-1])
+    }
+    classes = yaml.safe_load((ROOT / "benchmarks" / "models" / "public.yaml").read_text())["classes"]
+    for name, entry in classes.items():
+        for attention in entry.get("attention", ["sdpa", "eager"]):
+            assert (name if attention == "none" else f"{name}, {attention}") in shown
+    for row in rows:
+        limit = 1e-4 if row[0].endswith("(float32)") else 1e-9
+        assert all(cell == "none" or float(cell) <= limit for cell in row[4:]), row

@@ -48,6 +48,19 @@ def added_back(made: Tensor, perm: Tensor, _: Tensor) -> Tensor:
     return torch.zeros(TOKENS, WIDTH, dtype=made.dtype).index_add(0, perm // BEST, made)
 
 
+def scattered_back(made: Tensor, perm: Tensor, _: Tensor) -> Tensor:
+    index = (perm // BEST).reshape(-1, 1).expand(-1, WIDTH)
+    return torch.ones(TOKENS, WIDTH, dtype=made.dtype).scatter_add(0, index, made)
+
+
+def added_twice(made: Tensor, perm: Tensor, _: Tensor) -> Tensor:
+    return torch.zeros(TOKENS, WIDTH, dtype=made.dtype).index_add(0, perm // BEST, made, alpha=2)
+
+
+def added_elsewhere(made: Tensor, perm: Tensor, _: Tensor) -> Tensor:
+    return torch.zeros(TOKENS, WIDTH, dtype=made.dtype).index_add(0, perm // 3, made)
+
+
 def left_sorted(made: Tensor, _: Tensor, ids: Tensor) -> Tensor:
     return made.cumsum(0) * ids[:, None]
 
@@ -57,7 +70,10 @@ def left_sorted(made: Tensor, _: Tensor, ids: Tensor) -> Tensor:
     [
         (put_back, EXPERTS - 1, ["fxpar.expert_linear.default"] * 2),
         (sorted_back, EXPERTS - 1, ["fxpar.expert_linear.default"] * 2),
-        (added_back, EXPERTS - 1, ["aten._grouped_mm.default"] * 2),
+        (added_back, EXPERTS - 1, ["fxpar.expert_linear.default"] * 2),
+        (scattered_back, EXPERTS - 1, ["fxpar.expert_linear.default"] * 2),
+        (added_twice, EXPERTS - 1, ["aten._grouped_mm.default"] * 2),
+        (added_elsewhere, EXPERTS - 1, ["aten._grouped_mm.default"] * 2),
         (left_sorted, EXPERTS - 1, ["aten._grouped_mm.default"] * 2),
         (put_back, EXPERTS, ["aten._grouped_mm.default"] * 2),
     ],
@@ -74,6 +90,57 @@ def test_what_is_put_back_is_never_sorted(
     assert ("aten.sort.default" in names) == (products[0] != "fxpar.expert_linear.default")
     (found,) = run(program, {"x": x})
     torch.testing.assert_close(found, model(x), atol=0.02, rtol=0.02)
+
+
+class Counted(Sorted):
+    """It counts by ones where each expert was chosen, and multiplies by weights in a dim of their own."""
+
+    def __init__(self, ones: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(added_back)
+        self.ones = ones
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, best = self.router(x).softmax(-1).topk(BEST)
+        perm = torch.argsort(best.view(-1), stable=True)
+        ends = self.ones(best).cumsum(0, dtype=torch.int32)
+        made = torch._grouped_mm(x[perm // BEST], self.up, ends)[:, :WIDTH]
+        made = torch._grouped_mm(made.contiguous(), self.down, ends)
+        return self.finish(made * weights.view(-1)[perm].reshape(-1, 1), perm, best)
+
+
+def hot(best: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(best, EXPERTS).sum((0, 1))
+
+
+def put(best: Tensor) -> Tensor:
+    return torch.zeros(TOKENS, EXPERTS).scatter(-1, best, 1.0).sum(0)
+
+
+def only_first(best: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(best[:, :1], EXPERTS).sum((0, 1))
+
+
+def of_others(best: Tensor) -> Tensor:
+    return torch.zeros(TOKENS, EXPERTS).scatter(-1, best // 2, 1.0).sum(0)
+
+
+def as_many_each(best: Tensor) -> Tensor:
+    return torch.full((EXPERTS,), best.numel() // EXPERTS)
+
+
+@pytest.mark.parametrize(
+    ("ones", "known"),
+    [(hot, True), (put, True), (only_first, False), (of_others, False), (as_many_each, False)],
+)
+def test_ways_to_count(ones: Callable[[Tensor], Tensor], known: bool) -> None:
+    model, x = Counted(ones).bfloat16(), torch.randn(TOKENS, WIDTH, dtype=torch.bfloat16)
+    program = capture(model, (x,))
+    names = [str(node.target) for node in program.graph.nodes]
+    assert names.count("fxpar.expert_linear.default") == (2 if known else 0)
+    if known:
+        assert "aten.argsort.stable" not in names
+        (found,) = run(program, {"x": x})
+        torch.testing.assert_close(found, model(x), atol=0.02, rtol=0.02)
 
 
 def test_a_loop_over_the_experts_that_were_hit_is_refused() -> None:

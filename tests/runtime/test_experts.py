@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fxpar.runtime import expert_linear
+from fxpar.runtime.experts import grouped_mm
 
 
 @pytest.mark.parametrize("ids", [[0, 2, 2, 1, 0, 2], [1] * 6, [2, 1, 0, 2, 1, 0], []])
@@ -30,3 +31,15 @@ def test_the_operator_is_a_proper_one() -> None:
 def test_an_id_without_a_weight_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="num_classes"):
         expert_linear(torch.randn(2, 3), torch.randn(2, 3, 5), torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize("ends", [[2, 5, 6], [0, 6, 6], [6, 6, 6]])
+def test_sorted_rows_of_any_dtype(ends: list[int]) -> None:
+    rows, weight = torch.randn(6, 8, requires_grad=True), torch.randn(3, 8, 8, requires_grad=True)
+    where = torch.tensor(ends, dtype=torch.int32)
+    found = grouped_mm(rows.double(), weight.double(), where)
+    wanted = torch._grouped_mm(rows, weight, where)
+    torch.testing.assert_close(found.float(), wanted)
+    first = torch.autograd.grad(found.square().sum(), (rows, weight))
+    for a, b in zip(first, torch.autograd.grad(wanted.square().sum(), (rows, weight))):
+        torch.testing.assert_close(a, b)

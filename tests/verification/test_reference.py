@@ -116,6 +116,29 @@ def test_buffers_of_booleans() -> None:
     assert found.scales["updated:mask"] == 1
 
 
+class Cached(Small):
+    """It makes a buffer on first use and counts its runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = 0
+        self.register_buffer("scale", None, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.runs += 1
+        if self.scale is None:
+            self.register_buffer("scale", x.new_full((4,), 2.0), persistent=False)
+        return super().forward(x * self.scale)
+
+
+def test_the_model_stays_as_it_was() -> None:
+    model, batch = Cached(), (torch.ones(3, 4, dtype=torch.float64),)
+    made = subject(model, batch, {}, fxpar.Plan())
+    assert made.reference().loss == made.reference().loss
+    assert model.runs == 0
+    assert not dict(model.named_buffers())
+
+
 class Table(nn.Module):
     """It reads rows of a table."""
 
