@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 
 import torch
 from torch import Tensor
 
-from fxpar.axes.factor import Cat, Dim, Factor, Term, holds
-
-
-def cut_size(dim: Dim, cuts: Mapping[Factor, int]) -> int:
-    """The length of a resolved dim on one rank; `cuts` says into how many parts each split factor goes.
-
-    Parts of a factor that does not divide are all as long as the first one; the last ones end in padding.
-    """
-    return prod(_cut_term(term, cuts) for term in dim)
-
-
-def _cut_term(term: Term, cuts: Mapping[Factor, int]) -> int:
-    if isinstance(term, Cat):
-        return sum(cut_size(part, cuts) for part in term.parts)
-    return part_size(term, cuts.get(term, 1))
-
-
-def part_size(factor: Factor, parts: int) -> int:
-    """The length of one of several parts of a factor, rounded up."""
-    return -(-factor.size // parts)
+from fxpar.axes.factor import Cat, Dim, Factor, holds
 
 
 def coordinates(dim: Dim, factor: Factor) -> list[int]:

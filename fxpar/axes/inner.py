@@ -16,13 +16,13 @@ from torch import fx
 
 from fxpar.axes.apply import dims_of
 from fxpar.axes.call import Call
-from fxpar.axes.cut import cut_size
 from fxpar.axes.factor import Dim, Factor, Term, leaves, resolve
 from fxpar.axes.infer import Inference, regroup, tilings, visit
 from fxpar.axes.inside import spread
 from fxpar.axes.links import FREE, WHOLE, Dims, Links, Piece, Role
 from fxpar.axes.local import localize
 from fxpar.axes.oprule import OpRule
+from fxpar.axes.runs import cut_size
 from fxpar.axes.samecall import written
 from fxpar.axes.unify import unify
 from fxpar.capture.joint import Joint, Tracer

@@ -9,11 +9,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from fxpar.axes.cut import cut_size, positions, put, take
+from fxpar.axes.cut import positions, put, take
 from fxpar.axes.factor import Dim, Factor, resolve
 from fxpar.axes.infer import Inference
 from fxpar.axes.links import FREE, SUM, Links
 from fxpar.axes.local import localize
+from fxpar.axes.runs import cut_size
 
 #: A way to make a call: tensors of the operands, in the order of the links, to those of the outputs.
 Run: TypeAlias = Callable[[Sequence[Tensor]], list[Tensor]]

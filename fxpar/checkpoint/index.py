@@ -1,24 +1,28 @@
 """`fxpar.index.json`: which part of which tensor lies in which file. No torch here.
 
-A part is a list of boxes. Two files with the same boxes of a tensor hold replicas of it; other boxes never overlap, and
+A part is a list of boxes. A box that two files have of a tensor is held as a replica; other boxes never overlap, and
 together they are the whole tensor.
 
-    {"format": 1, "source": {"model": "model.py", "hash": "..."},
+    {"format": 2, "source": {"model": "model.py", "hash": "..."},
      "mesh": {"pp": 1, "tp": 2}, "ranks": ["model-pp0-tp0.safetensors", "model-pp0-tp1.safetensors"],
      "ties": {"head.weight": "tokens.weight"},
+     "rows": {"heads": ["tp"], "vocab": ["tp~"]}, "extends": {"heads": "groups"},
      "tensors": {
-      "tokens.weight": {"dtype": "F32", "shape": [512, 64], "dims": ["vocab", "64"],
+      "tokens.weight": {"dtype": "F32", "shape": [512, 64], "dims": ["vocab=512", "hidden=64"], "at": [0],
        "placement": {"tp": "Shard(0, vocab)"},
-       "files": {"model-pp0-tp0.safetensors": [[[0, 0], [256, 64], [0, 0]]], ...}}}}
+       "files": {"model-pp0-tp0.safetensors": [[[0, 0], [256, 64], [0, 0]]], ...},
+       "crc32": {"model-pp0-tp0.safetensors": 305419896, ...}}}}
 
-A box is [offsets in the whole tensor, sizes, offsets in the file's tensor].
+A box is [offsets in the whole tensor, sizes, offsets in the file's tensor]. `dims` (see `notation.py`), `rows` and
+`extends` (the table of splits) tell how a tensor may be split for another mesh, `at` in which layers it is used, by
+their numbers. A tensor of an optimizer says `"of"` which parameter it is. `crc32` is there where it is known.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +30,7 @@ from fxpar.errors import CheckpointError
 
 NAME = "fxpar.index.json"
 #: Raised whenever an older reader would misunderstand what is written.
-FORMAT = 1
+FORMAT = 2
 
 
 class Part(NamedTuple):
@@ -39,13 +43,20 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Indexed:
-    """A tensor: its dtype as safetensors writes it, global shape, dims, placement by mesh dim, and parts by file."""
+    """A tensor: its dtype as safetensors writes it, global shape, dims, placement by mesh dim, and parts by file.
+
+    `at` are the numbers of the layers that use it, `of` the parameter whose optimizer state it is, `crc32` the
+    checksums of its bytes by file.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     dims: tuple[str, ...]
     placement: Mapping[str, str]
     files: Mapping[str, tuple[Part, ...]]
+    at: tuple[int, ...] = (0,)
+    of: str = ""
+    crc32: Mapping[str, int] = field(default_factory=dict)
 
     def local_shape(self, file: str) -> tuple[int, ...]:
         """The shape of the tensor in a file."""
@@ -63,11 +74,15 @@ class Index:
     ranks: tuple[str, ...]
     tensors: Mapping[str, Indexed]
     ties: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The table of splits: axis -> mesh dims with their marks, in the order of precedence."""
+    extends: Mapping[str, str] = field(default_factory=dict)
+    """Axis -> the axis that takes what is left of a mesh dim larger than its instances."""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Every file, in the order of the ranks."""
-        return tuple(dict.fromkeys(self.ranks))
+        """Every file: those of the ranks in their order, then those with what else is kept."""
+        return tuple(dict.fromkeys([*self.ranks, *(file for t in self.tensors.values() for file in t.files)]))
 
     def names(self, file: str) -> list[str]:
         """The tensors that a file holds."""
@@ -81,6 +96,8 @@ class Index:
             "mesh": dict(self.mesh),
             "ranks": self.ranks,
             "ties": dict(self.ties),
+            "rows": dict(self.rows),
+            "extends": dict(self.extends),
         }
         lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
         rows = [f"  {json.dumps(name)}: {json.dumps(entry(t))}" for name, t in self.tensors.items()]
@@ -91,16 +108,24 @@ class Index:
     def from_json(text: str, origin: str = NAME) -> Index:
         """Read what `to_json` wrote. Raises CheckpointError, naming `origin`, for anything else."""
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_once)
             if data["format"] != FORMAT:
                 raise CheckpointError(f"{origin} has format {data['format']}, this fxpar reads {FORMAT}")
             source = data["source"]
             tensors = {name: _indexed(each) for name, each in data["tensors"].items()}
             return Index(
-                source["model"], source["hash"], data["mesh"], tuple(data["ranks"]), tensors, data["ties"]
+                _text(source["model"]),
+                _text(source["hash"]),
+                {_text(dim): _count(size) for dim, size in data["mesh"].items()},
+                tuple(_text(file) for file in data["ranks"]),
+                tensors,
+                {_text(name): _text(first) for name, first in data["ties"].items()},
+                {axis: tuple(_text(word) for word in words) for axis, words in data["rows"].items()},
+                {axis: _text(other) for axis, other in data["extends"].items()},
             )
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CheckpointError(f"{origin} is damaged", details=[str(error)]) from error
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise CheckpointError(f"{origin} is damaged", details=[reason]) from error
 
     @staticmethod
     def read(path: Path) -> Index:
@@ -114,23 +139,70 @@ class Index:
 
 def entry(tensor: Indexed) -> dict[str, Any]:
     """A tensor as plain data."""
-    return {
+    made: dict[str, Any] = {
         "dtype": tensor.dtype,
         "shape": tensor.shape,
         "dims": tensor.dims,
-        "placement": dict(tensor.placement),
-        "files": {file: [list(part) for part in parts] for file, parts in tensor.files.items()},
+        "at": tensor.at,
     }
+    if tensor.of:
+        made["of"] = tensor.of
+    made["placement"] = dict(tensor.placement)
+    made["files"] = {file: [list(part) for part in parts] for file, parts in tensor.files.items()}
+    if tensor.crc32:
+        made["crc32"] = dict(tensor.crc32)
+    return made
 
 
 def _indexed(data: Mapping[str, Any]) -> Indexed:
-    files = {file: tuple(_part(part) for part in parts) for file, parts in data["files"].items()}
-    return Indexed(data["dtype"], tuple(data["shape"]), tuple(data["dims"]), data["placement"], files)
+    shape = tuple(_count(size) for size in data["shape"])
+    files = {file: tuple(_part(part, shape) for part in parts) for file, parts in data["files"].items()}
+    if not files or not all(files.values()):
+        raise ValueError("a tensor has no boxes")
+    dims = tuple(_text(dim) for dim in data["dims"])
+    if len(dims) != len(shape):
+        raise ValueError(f"a tensor of shape {list(shape)} has the dims {list(dims)}")
+    return Indexed(
+        _text(data["dtype"]),
+        shape,
+        dims,
+        {dim: _text(word) for dim, word in data["placement"].items()},
+        files,
+        tuple(_count(layer) for layer in data["at"]),
+        _text(data.get("of", "")),
+        {file: _count(value) for file, value in data.get("crc32", {}).items()},
+    )
 
 
-def _part(data: Sequence[Sequence[int]]) -> Part:
-    offsets, sizes, local = data
-    return Part(tuple(offsets), tuple(sizes), tuple(local))
+def _part(data: Sequence[Sequence[int]], shape: tuple[int, ...]) -> Part:
+    offsets, sizes, local = (tuple(_count(number) for number in numbers) for numbers in data)
+    inside = len(offsets) == len(sizes) == len(local) == len(shape) and all(
+        start + size <= whole for start, size, whole in zip(offsets, sizes, shape)
+    )
+    if not inside:
+        raise ValueError(f"a tensor of shape {list(shape)} has no box {[list(each) for each in data]}")
+    return Part(offsets, sizes, local)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping in which no key stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"`{next(name for name in names if names.count(name) > 1)}` stands twice")
+    return found
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is no size")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
+    return value
 
 
 def metadata(index: Index, file: str) -> dict[str, str]:
@@ -144,7 +216,7 @@ def metadata(index: Index, file: str) -> dict[str, str]:
         name: {"saved_offsets": list(t.files[file][0].offsets if len(t.files[file]) == 1 else t.shape)}
         for name, t in held.items()
     }
-    own = {name: {**entry(t), "files": {file: entry(t)["files"][file]}} for name, t in held.items()}
+    own = {name: entry(replace(t, files={file: t.files[file]}, crc32={})) for name, t in held.items()}
     mine = {"format": FORMAT, "hash": index.hash, "mesh": dict(index.mesh), "file": file, "tensors": own}
     return {
         "format": "pt",

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fxpar.checkpoint import notation
 from fxpar.checkpoint.index import Index, Indexed, Part
 from fxpar.checkpoint.shardfile import CODES
 from fxpar.emit.product import Product
+from fxpar.emit.usage import layers
 from fxpar.errors import CheckpointError
 from fxpar.shard.placement import Shard
 from fxpar.shard.sharded import Laid
@@ -19,16 +21,18 @@ from fxpar.shard.sharded import Laid
 
 def index(product: Product, names: Sequence[Sequence[str]], family: str) -> Index:
     """The index of files whose names begin with `family`; `names` are the tensors that each stage has in them."""
-    manifest, laid = product.manifest, product.sharded.tensors
+    manifest, laid, used = product.manifest, product.sharded.tensors, layers(product.sharded.graph)
     spots = [_spot(product, rank, names) for rank in range(manifest.grid.world)]
     ranks = tuple(_file(family, spot) for spot in spots)
     tensors = {}
     for name in dict.fromkeys(name for stage in names for name in stage):
         holders = {file: spot for file, spot in zip(ranks, spots) if name in names[spot["pp"]]}
         files = {file: _parts(laid[name], spot) for file, spot in holders.items()}
-        tensors[name] = _indexed(product, laid[name], files)
+        tensors[name] = _indexed(product, laid[name], files, used.get(name, (0,)))
     ties = {name: target for name, target in manifest.ties.items() if target in tensors}
-    return Index(manifest.source, manifest.hash, dict(manifest.mesh), ranks, tensors, ties)
+    rows = {axis: tuple(row.words.values()) for axis, row in product.sharded.given.items() if row.over}
+    extends = product.sharded.naming.extensions
+    return Index(manifest.source, manifest.hash, dict(manifest.mesh), ranks, tensors, ties, rows, extends)
 
 
 def _spot(product: Product, rank: int, names: Sequence[Sequence[str]]) -> dict[str, int]:
@@ -47,12 +51,15 @@ def _parts(laid: Laid, spot: Mapping[str, int]) -> tuple[Part, ...]:
     return tuple(Part(box.offset, box.sizes, box.local) for box in laid.boxes(spot))
 
 
-def _indexed(product: Product, laid: Laid, files: Mapping[str, tuple[Part, ...]]) -> Indexed:
+def _indexed(
+    product: Product, laid: Laid, files: Mapping[str, tuple[Part, ...]], at: tuple[int, ...]
+) -> Indexed:
     if laid.dtype not in CODES:
         raise CheckpointError(f"`{laid.name}` has dtype {laid.dtype}, which safetensors cannot hold")
-    dims = [dim for dim, size in product.manifest.mesh.items() if size > 1 and dim != "pp"]
-    placement = {dim: _word(product, laid, dim) for dim in dims}
-    return Indexed(CODES[laid.dtype], laid.shape, laid.words, placement, files)
+    several = [dim for dim, size in product.manifest.mesh.items() if size > 1 and dim != "pp"]
+    placement = {dim: _word(product, laid, dim) for dim in several}
+    dims = notation.written(laid.dims, product.sharded.naming.axis)
+    return Indexed(CODES[laid.dtype], laid.shape, dims, placement, files, at)
 
 
 def _word(product: Product, laid: Laid, mesh_dim: str) -> str:

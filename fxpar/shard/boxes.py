@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from fxpar.axes.cut import cut_size, part_size
-from fxpar.axes.factor import Cat, Dim, Factor, Term, size_of
+from fxpar.axes.factor import Factor
 from fxpar.axes.links import Dims
+from fxpar.axes.runs import dim_runs
 from fxpar.shard.placement import Placements, shards_of
-
-#: (start in the whole dim, start on the rank, length) of consecutive indexes; a rank's runs stand in local order.
-Run = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -50,50 +47,3 @@ def _chosen(
             parts, index = parts * sizes[mesh_dim], index * sizes[mesh_dim] + coordinate.get(mesh_dim, 0)
         chosen[factor] = (parts, index)
     return chosen
-
-
-def dim_runs(dim: Dim, chosen: Mapping[Factor, tuple[int, int]]) -> list[Run]:
-    """The runs of a resolved dim that are left when each split factor keeps one of its parts."""
-    cuts = {factor: parts for factor, (parts, _) in chosen.items()}
-    runs: list[Run] = [(0, 0, 1)]
-    inner = local = 1
-    for term in reversed(dim):
-        whole = runs == [(0, 0, inner)] and local == inner
-        mine = _term_runs(term, chosen)
-        if whole:
-            runs = [(start * inner, at * inner, length * inner) for start, at, length in mine]
-        else:
-            indexes = [(start + k, at + k) for start, at, length in mine for k in range(length)]
-            runs = [
-                (i * inner + start, j * local + at, length) for i, j in indexes for start, at, length in runs
-            ]
-        inner, local = inner * term.size, local * cut_size((term,), cuts)
-    return _joined(runs) or [(inner, 0, 0)]
-
-
-def _term_runs(term: Term, chosen: Mapping[Factor, tuple[int, int]]) -> list[Run]:
-    if isinstance(term, Cat):
-        return _cat_runs(term, chosen)
-    parts, index = chosen.get(term, (1, 0))
-    length = part_size(term, parts)
-    return [(index * length, 0, max(0, min(length, term.size - index * length)))]
-
-
-def _cat_runs(cat: Cat, chosen: Mapping[Factor, tuple[int, int]]) -> list[Run]:
-    cuts = {factor: parts for factor, (parts, _) in chosen.items()}
-    runs, start, local = [], 0, 0
-    for part in cat.parts:
-        runs += [(start + s, local + at, length) for s, at, length in dim_runs(part, chosen)]
-        start, local = start + size_of(part), local + cut_size(part, cuts)
-    return runs
-
-
-def _joined(runs: list[Run]) -> list[Run]:
-    """Runs that follow each other in the whole and on the rank become one; empty ones go."""
-    out: list[Run] = []
-    for start, at, length in runs:
-        if out and (out[-1][0] + out[-1][2], out[-1][1] + out[-1][2]) == (start, at):
-            out[-1] = (out[-1][0], out[-1][1], out[-1][2] + length)
-        elif length:
-            out.append((start, at, length))
-    return out

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from fxpar.axes.cut import cut_size
 from fxpar.axes.factor import Cat, Dim, Factor, holds_partly, leaves
 from fxpar.axes.links import Dims
+from fxpar.axes.runs import cut_size
 from fxpar.shard.placement import Placements, Shard, cuts_of
 
 #: (start, length) along a dim of a rank's own tensor.

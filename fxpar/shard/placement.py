@@ -16,9 +16,9 @@ from enum import Enum
 from math import prod
 from typing import TypeAlias
 
-from fxpar.axes.cut import cut_size
 from fxpar.axes.factor import Cat, Dim, Factor
 from fxpar.axes.links import Dims
+from fxpar.axes.runs import cut_size
 
 
 class State(Enum):

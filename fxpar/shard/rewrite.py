@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxpar.axes.cut import cut_size
 from fxpar.axes.factor import Dim, Factor, resolve, text
 from fxpar.axes.links import Dims
 from fxpar.axes.local import localize
+from fxpar.axes.runs import cut_size
 from fxpar.axes.schema import op_name
 from fxpar.capture.clean import moves_buffers
 from fxpar.errors import MixingError, ShardError

@@ -96,7 +96,8 @@ def _shard(
     timed: Mapping[str, int],
     fusions: Sequence[Fusion],
 ) -> Sharded:
-    mesh, table = cut_mesh(mesh, table, named)
+    given = table
+    mesh, table = cut_mesh(mesh, given, named)
     sizes = {m: s for m, s in {**mesh.sizes, **timed}.items() if s > 1 and m in _used(table)}
     chosen = selected(found)
     lazy = lazy_nodes(program.graph, chosen)
@@ -108,7 +109,7 @@ def _shard(
     rewrite = Rewrite(problem, decisions)
     graph = rewrite.run()
     fuse(graph, fusions)
-    sharded = Sharded(program, mesh, table, graph, found, named, {}, (), tuple(rewrite.draws), notes)
+    sharded = Sharded(program, mesh, table, graph, found, named, {}, (), tuple(rewrite.draws), notes, given)
     sharded.tensors = {n.meta["name"]: _laid(problem, decisions, n) for n in _stored(program.graph)}
     sharded.outputs = _outputs(problem, graph)
     check(sharded)

@@ -86,6 +86,8 @@ class Sharded:
     """Every op that draws random numbers."""
     notes: list[str] = field(default_factory=list)
     """What was left whole although the table names it."""
+    given: Table = field(default_factory=dict)
+    """The table as the plan has it, where `table` has mesh dims that fell into pieces."""
 
     @property
     def fraction(self) -> float:

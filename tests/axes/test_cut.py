@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fxpar.axes.cut import coordinates, cut_size, positions, put, take
+from fxpar.axes.cut import coordinates, positions, put, take
 from fxpar.axes.factor import Cat, Factor
+from fxpar.axes.runs import cut_size
 
 
 def test_coordinates() -> None:

@@ -8,11 +8,11 @@ import torch
 from graphs import RULES, Graph, aten, sample
 from torch import fx
 
-from fxpar.axes.cut import cut_size
 from fxpar.axes.factor import Dim, Factor, resolve
 from fxpar.axes.infer import Inference, infer
 from fxpar.axes.links import Links
 from fxpar.axes.local import localize
+from fxpar.axes.runs import cut_size
 
 
 def half(found: Inference, node: fx.Node, role: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

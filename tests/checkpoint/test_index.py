@@ -13,6 +13,7 @@ from fxpar.checkpoint.index import Index, Indexed, Part, metadata
 from fxpar.errors import CheckpointError
 
 A, B = "model-pp0-tp0.safetensors", "model-pp0-tp1.safetensors"
+C = "optimizer-pp0.safetensors"
 FUSED = (Part((0, 0), (2, 3), (0, 0)), Part((4, 0), (2, 3), (2, 0)))
 OTHER = (Part((2, 0), (2, 3), (0, 0)), Part((6, 0), (2, 3), (2, 0)))
 WHOLE = (Part((), (), ()),)
@@ -27,8 +28,11 @@ INDEX = Index(
         ),
         "scale": Indexed("BF16", (), (), {"tp": "Replicate"}, {A: WHOLE, B: WHOLE}),
         "late": Indexed("I64", (4,), ("4",), {"tp": "Replicate"}, {B: (Part((0,), (4,), (0,)),)}),
+        "mean/late": Indexed("F32", (4,), ("4",), {}, {C: (Part((0,), (4,), (0,)),)}, (1, 2), "late", {C: 7}),
     },
     {"tied": "fused"},
+    {"ffn": ("tp",), "vocab": ("tp~",)},
+    {"heads": "groups"},
 )
 
 
@@ -44,11 +48,12 @@ def test_each_tensor_has_a_line() -> None:
         '"fused"',
         '"scale"',
         '"late"',
+        '"mean/late"',
     ]
 
 
 def test_what_a_file_holds() -> None:
-    assert INDEX.files == (A, B)
+    assert INDEX.files == (A, B, C)
     assert INDEX.names(A) == ["fused", "scale"]
     assert INDEX.names(B) == ["fused", "scale", "late"]
     assert INDEX.tensors["fused"].local_shape(A) == (4, 3)
@@ -69,14 +74,26 @@ def test_metadata_is_the_part_of_one_file() -> None:
     [
         ("{", "fxpar.index.json is damaged"),
         ("[]", "fxpar.index.json is damaged"),
-        ("{}", "fxpar.index.json is damaged\n  'format'"),
-        ('{"format": 2}', "fxpar.index.json has format 2, this fxpar reads 1"),
+        ("{}", "fxpar.index.json is damaged\n  it lacks 'format'"),
+        ('{"format": 3}', "fxpar.index.json has format 3, this fxpar reads 2"),
+        ('{"format": 2, "format": 2}', "fxpar.index.json is damaged\n  `format` stands twice"),
+        ("[" * 100_000, "fxpar.index.json is damaged"),
+        (INDEX.to_json().replace("[8, 3]", "[-8, 3]"), "fxpar.index.json is damaged\n  -8 is no size"),
+        (INDEX.to_json().replace("[8, 3]", "[8.0, 3]"), "fxpar.index.json is damaged\n  8.0 is no size"),
+        (
+            INDEX.to_json().replace("[[6, 0]", "[[7, 0]"),
+            "fxpar.index.json is damaged\n  a tensor of shape [8, 3] has no box [[7, 0], [2, 3], [2, 0]]",
+        ),
+        (
+            INDEX.to_json().replace('["4"]', '["4", "1"]'),
+            "fxpar.index.json is damaged\n  a tensor of shape [4] has the dims ['4', '1']",
+        ),
         (
             INDEX.to_json().replace("[[0, 0], [2, 3], [0, 0]]", "[[0, 0], [2, 3]]"),
             "fxpar.index.json is damaged",
         ),
     ],
-    ids=["torn", "a list", "empty", "newer", "box"],
+    ids=["torn", "a list", "empty", "newer", "twice", "deep", "negative", "no int", "outside", "dims", "box"],
 )
 def test_other_texts_are_refused(text: str, message: str) -> None:
     with pytest.raises(CheckpointError) as caught:

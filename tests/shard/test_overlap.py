@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxpar.axes.cut import cut_size
 from fxpar.axes.factor import Cat, Dim, Factor, holds, holds_partly, size_of
-from fxpar.shard.boxes import dim_runs
+from fxpar.axes.runs import cut_size, dim_runs
 from fxpar.shard.overlap import Overlap, common, overlaps, spans, sum_text
 from fxpar.shard.placement import Shard
 

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxpar.axes.cut import cut_size
 from fxpar.axes.factor import Cat, Dim, Factor, size_of
+from fxpar.axes.runs import cut_size, dim_runs
 from fxpar.mesh import Mesh
 from fxpar.runtime.lockstep import simulate
-from fxpar.shard.boxes import Box, boxes, dim_runs
+from fxpar.shard.boxes import Box, boxes
 from fxpar.shard.placement import (
     INVARIANT,
     PARTIAL,

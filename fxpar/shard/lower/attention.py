@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxpar.axes.cut import cut_size
 from fxpar.axes.factor import Factor, resolve
+from fxpar.axes.runs import cut_size
 from fxpar.axes.schema import arguments
 from fxpar.mesh import GroupName
 from fxpar.shard.lower.base import Lowering, Site

@@ -14,8 +14,8 @@ from math import prod
 import torch
 from torch import fx
 
-from fxpar.axes.cut import part_size
 from fxpar.axes.factor import Factor
+from fxpar.axes.runs import part_size
 from fxpar.axes.schema import op_name
 from fxpar.shard.lower.base import Lowering, Site
 from fxpar.shard.placement import PARTIAL, Placement

@@ -1,0 +1,55 @@
+"""Which pipeline ranks hold each tensor of a checkpoint, when its layers are dealt out anew. No torch, no model.
+
+elements of layers   8 | 2 2 2 2 | 8      over 3 stages:   8 | 2 2 2 2 | 8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from math import prod
+
+from fxpar.checkpoint.index import Index
+from fxpar.errors import CheckpointError
+
+
+def stages(index: Index, ranks: int, virtual: int = 1) -> Mapping[str, tuple[int, ...]]:
+    """The pipeline ranks of each tensor: those of the stages that have a layer which uses it.
+
+    The layers go in order to `ranks * virtual` stages, so that the most elements of a stage are as few as can be; stage
+    `s` is on rank `s % ranks`, as in a looped schedule (Narayanan et al. 2021, 2.2). Tensors of an optimizer count
+    with their parameters. Raises CheckpointError for more stages than layers.
+    """
+    weights: dict[int, int] = {}
+    for tensor in index.tensors.values():
+        for layer in tensor.at[:1]:
+            weights[layer] = weights.get(layer, 0) + prod(tensor.shape)
+        for layer in tensor.at[1:]:
+            weights.setdefault(layer, 0)
+    layers, count = sorted(weights), ranks * virtual
+    if count > max(len(layers), 1):
+        raise CheckpointError(f"{count} stages need as many layers, the checkpoint has {len(layers)}")
+    ends = cut([weights[layer] for layer in layers], count)
+    stage = {layer: next(s for s, end in enumerate(ends) if n < end) for n, layer in enumerate(layers)}
+    return {
+        name: tuple(sorted({stage[layer] % ranks for layer in tensor.at} or {0}))
+        for name, tensor in index.tensors.items()
+    }
+
+
+def cut(weights: Sequence[int], parts: int) -> list[int]:
+    """The ends of `parts` runs of the weights, none empty, whose largest sum is as small as can be; the first of such.
+
+    By dynamic programming over prefixes: O(parts * n^2), exact.
+    """
+    sums, n = [0, *accumulate(weights)], len(weights)
+    best: list[list[tuple[int, int]]] = [[(sums[end], 0) for end in range(n + 1)]]
+    for part in range(1, parts):
+        row = [(0, 0)] * (n + 1)
+        for end in range(part + 1, n + 1):
+            row[end] = min((max(best[-1][b][0], sums[end] - sums[b]), b) for b in range(part, end))
+        best.append(row)
+    ends = [n]
+    for row in reversed(best[1:]):
+        ends.append(row[ends[-1]][1])
+    return ends[::-1] if n else [0] * parts

@@ -1,0 +1,168 @@
+"""The index of a checkpoint for another mesh, from what its own index says of axes and layers. No torch, no model.
+
+Over `tp` and `ep` each tensor is split by the first row of the table that names one of its axes; over `pp` the layers
+are dealt out in order (`stages.py`).
+
+    tp = 4 over 2 heads of keys and values, each with 4 queries:  heads over 2, groups over the other 2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+from fxpar.axes.factor import Factor, holds, holds_partly, leaves
+from fxpar.axes.runs import dim_runs
+from fxpar.checkpoint import notation
+from fxpar.checkpoint.index import Index, Indexed, Part
+from fxpar.checkpoint.stages import stages
+from fxpar.errors import CheckpointError
+from fxpar.mesh import MESH_DIMS, Mesh
+
+#: Mesh dims that split tensors.
+SPLITTING = ("ep", "tp")
+#: Marks behind a mesh dim of a row, as of `fxpar.shard.table`.
+OPTIONAL, UNEVEN = "?", "~"
+#: What files of parameters and buffers, and those of optimizer state, begin with.
+MODEL, OPTIMIZER = "model", "optimizer"
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A factor of a dim in `parts`: a rank has the part `at // each % parts` of its coordinate on a mesh dim."""
+
+    mesh_dim: str
+    axis: str
+    dim: int
+    factor: Factor
+    parts: int
+    each: int = 1
+
+
+@dataclass
+class _Tensor:
+    """A tensor, its dims, and how they are split."""
+
+    name: str
+    indexed: Indexed
+    read: notation.Read
+    splits: list[_Split] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def find(self, axis: str) -> tuple[int, Factor] | None:
+        """The dim and the factor of an axis that can split the tensor and does not yet: it stands in one dim alone."""
+        taken = {split.factor for split in self.splits}
+        for factor, name in self.read.axes.items():
+            dims = [i for i, dim in enumerate(self.read.dims) if factor in leaves(dim)]
+            if name == axis and factor not in taken and len(dims) == 1:
+                dim = self.read.dims[dims[0]]
+                if holds(dim, factor) or holds_partly(dim, factor):
+                    return dims[0], factor
+        return None
+
+    def split(self, index: Index, mesh: Mesh) -> None:
+        """Choose the splits; what does not divide is told in `problems`."""
+        for mesh_dim in SPLITTING:
+            size = mesh.sizes[mesh_dim]
+            for axis, words in index.rows.items() if size > 1 else ():
+                word = next((word for word in words if word.rstrip(OPTIONAL + UNEVEN) == mesh_dim), OPTIONAL)
+                place = None if word.endswith(OPTIONAL) else self.find(axis)
+                if place is not None:
+                    self.splits += self._over(
+                        mesh_dim, size, axis, *place, word.endswith(UNEVEN), index.extends
+                    )
+                    break
+
+    def _over(
+        self,
+        mesh_dim: str,
+        size: int,
+        axis: str,
+        dim: int,
+        factor: Factor,
+        uneven: bool,
+        extends: Mapping[str, str],
+    ) -> Iterator[_Split]:
+        """One factor over a mesh dim; one that is too small takes a part of it, what extends its axis the rest."""
+        if factor.size % size == 0 or uneven:
+            yield _Split(mesh_dim, axis, dim, factor, size)
+        elif axis not in extends or size % factor.size:
+            fits = [n for n in range(1, factor.size + 1) if factor.size % n == 0]
+            self.problems.append(
+                f"`{self.name}`: {axis} = {factor.size} does not divide over {mesh_dim} = {size}: "
+                f"{mesh_dim} may be {_or(fits)}"
+            )
+        else:
+            rest, other = size // factor.size, self.find(extends[axis])
+            yield _Split(mesh_dim, axis, dim, factor, factor.size, rest)
+            if other is not None and other[1].size % rest:
+                self.problems.append(
+                    f"`{self.name}`: {axis} = {factor.size} and {extends[axis]} = {other[1].size} do not divide over "
+                    f"{mesh_dim} = {size}"
+                )
+            elif other is not None:
+                yield _Split(mesh_dim, extends[axis], *other, rest)
+
+    def parts(self, spot: Mapping[str, int]) -> tuple[Part, ...]:
+        """The boxes of the rank at a coordinate."""
+        chosen = {s.factor: (s.parts, spot[s.mesh_dim] // s.each % s.parts) for s in self.splits}
+        runs = [
+            dim_runs(dim, {f: c for f, c in chosen.items() if f in leaves(dim)}) for dim in self.read.dims
+        ]
+        return tuple(
+            Part(tuple(r[0] for r in place), tuple(r[2] for r in place), tuple(r[1] for r in place))
+            for place in product(*runs)
+        )
+
+
+def target(index: Index, sizes: Mapping[str, int], virtual: int = 1) -> Index:
+    """The index of the same tensors for another mesh; `virtual` is the number of stages of each `pp` rank.
+
+    `sizes` are those of the mesh dims that are not 1; ranks that differ only in `dp` and `cp` share files. Raises
+    CheckpointError that lists every axis that does not divide, with the sizes that would do, and for more stages than
+    layers.
+    """
+    if unknown := [dim for dim in sizes if dim not in MESH_DIMS]:
+        raise CheckpointError(f"`{unknown[0]}` is no mesh dim: those are {', '.join(MESH_DIMS)}")
+    mesh = Mesh({dim: sizes.get(dim, 1) for dim in MESH_DIMS})
+    holders = stages(index, mesh.sizes["pp"], virtual)
+    tensors = [_Tensor(name, each, notation.read(each.dims)) for name, each in index.tensors.items()]
+    for tensor in tensors:
+        tensor.split(index, mesh)
+    if problems := [problem for tensor in tensors for problem in tensor.problems]:
+        raise CheckpointError("the checkpoint cannot be split so", details=problems)
+    over = [
+        {split.mesh_dim for tensor in tensors if pp in holders[tensor.name] for split in tensor.splits}
+        for pp in range(mesh.sizes["pp"])
+    ]
+    spots = [_spot(mesh.coordinate(rank), over) for rank in range(mesh.world)]
+    placed = {tensor.name: _placed(tensor, mesh, spots, holders[tensor.name]) for tensor in tensors}
+    ranks = tuple(_file(MODEL, spot) for spot in spots)
+    return replace(index, mesh=dict(mesh.sizes), ranks=ranks, tensors=placed)
+
+
+def _spot(coordinate: Mapping[str, int], over: Sequence[set[str]]) -> dict[str, int]:
+    """A rank's coordinates on those mesh dims that make a difference to what it holds."""
+    dims = over[coordinate["pp"]]
+    return {dim: at for dim, at in coordinate.items() if dim == "pp" or dim in dims}
+
+
+def _file(family: str, spot: Mapping[str, int]) -> str:
+    return "-".join([family, *(f"{dim}{at}" for dim, at in spot.items())]) + ".safetensors"
+
+
+def _placed(
+    tensor: _Tensor, mesh: Mesh, spots: Sequence[Mapping[str, int]], holders: Sequence[int]
+) -> Indexed:
+    family = OPTIMIZER if tensor.indexed.of else MODEL
+    files = {_file(family, spot): tensor.parts(spot) for spot in spots if spot["pp"] in holders}
+    words = {split.mesh_dim: f"Shard({split.dim}, {split.axis})" for split in reversed(tensor.splits)}
+    several = [dim for dim, size in mesh.sizes.items() if size > 1 and dim != "pp"]
+    placement = {dim: words.get(dim, "Replicate") for dim in several}
+    return replace(tensor.indexed, files=files, placement=placement, crc32={})
+
+
+def _or(sizes: Sequence[int]) -> str:
+    words = [str(size) for size in sizes]
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
