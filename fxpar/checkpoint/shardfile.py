@@ -1,12 +1,8 @@
-"""Writing one safetensors file, tensor by tensor: at most one of them is in memory.
-
-length of the header | header, padded with spaces | the tensors' bytes, from a multiple of 4096 on
-"""
+"""Writing one safetensors file, tensor by tensor: at most one of them is in memory."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
@@ -15,11 +11,11 @@ from typing import NamedTuple
 
 import torch
 
+from fxpar.checkpoint import layout
+from fxpar.checkpoint.layout import Slot
 from fxpar.checkpoint.weights import DTYPES
 from fxpar.errors import CheckpointError
 
-#: The body of a file starts at a multiple of this.
-ALIGNMENT = 4096
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -41,7 +37,7 @@ def write(
 ) -> str:
     """Write a new file of the entries, whose values `read` gives one after the other; return its sha256.
 
-    Wider dtypes stand first and names in order, so that equal tensors give equal bytes. Raises CheckpointError for a
+    The tensors stand as `layout.py` says, so that equal tensors give equal bytes. Raises CheckpointError for a
     dtype that safetensors cannot hold, for a value of another shape or dtype than its entry, and for a full disk.
     """
     ordered = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
@@ -69,16 +65,13 @@ def _parts(
 
 def header(entries: Iterable[Entry], metadata: Mapping[str, str]) -> bytes:
     """The length and the header of a file whose tensors stand in the order of the entries."""
-    fields: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    start = 0
-    for entry in entries:
-        if entry.dtype not in CODES:
-            raise CheckpointError(f"`{entry.name}` has dtype {entry.dtype}, which safetensors cannot hold")
-        span = [start, start := start + entry.bytes]
-        fields[entry.name] = {"dtype": CODES[entry.dtype], "shape": list(entry.shape), "data_offsets": span}
-    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    return layout.header(map(_slot, entries), metadata)
+
+
+def _slot(entry: Entry) -> Slot:
+    if entry.dtype not in CODES:
+        raise CheckpointError(f"`{entry.name}` has dtype {entry.dtype}, which safetensors cannot hold")
+    return Slot(entry.name, CODES[entry.dtype], entry.shape)
 
 
 def _data(entry: Entry, tensor: torch.Tensor) -> memoryview:

@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from fxpar.checkpoint import span
+from fxpar.checkpoint.box import Box as Box
 from fxpar.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -31,23 +32,6 @@ DTYPES = {
     "BOOL": torch.bool,
     "C64": torch.complex64,
 }
-
-
-class Box(NamedTuple):
-    """A part of a whole tensor: where it starts and how large it is, along every dim."""
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-    @classmethod
-    def whole(cls, shape: Sequence[int]) -> Box:
-        """The box that is all of a tensor."""
-        return cls((0,) * len(shape), tuple(shape))
-
-    @property
-    def slices(self) -> tuple[slice, ...]:
-        """The box as an index."""
-        return tuple(slice(start, start + size) for start, size in zip(self.offsets, self.sizes))
 
 
 class Weights(Protocol):

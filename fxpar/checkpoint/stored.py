@@ -1,0 +1,205 @@
+"""A checkpoint on disk: fxpar's layout or Hugging Face's, with all headers read and held against the index.
+
+fxpar.index.json                   fxpar's layout
+model.safetensors.index.json       Hugging Face's, in several files
+model.safetensors                  Hugging Face's, in one file; or any one safetensors file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fxpar.checkpoint import companions, header, paths, proof
+from fxpar.checkpoint.header import Header
+from fxpar.checkpoint.index import NAME, Index, Indexed, Part
+from fxpar.checkpoint.transfer import Side
+from fxpar.errors import CheckpointError
+
+SINGLE, SHARDED = "model.safetensors", "model.safetensors.index.json"
+#: The most lines of an error.
+LINES = 50
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint: its folder, whether it is fxpar's layout, its index, its files' headers, other files to copy.
+
+    In Hugging Face's layout every tensor is one box, whole, and nothing is known of its dims.
+    """
+
+    root: Path
+    ours: bool
+    index: Index
+    headers: Mapping[str, Header]
+    companions: tuple[str, ...]
+
+    @property
+    def side(self) -> Side:
+        """Where the bytes of each tensor start in each file."""
+        starts = {
+            file: {name: header.start(name) for name in header.tensors}
+            for file, header in self.headers.items()
+        }
+        return Side(self.root, self.index, starts)
+
+    def changed(self) -> list[str]:
+        """The files that are not what they were when their headers were read."""
+        return [file for file, header in self.headers.items() if not header.unchanged()]
+
+
+def open_folder(path: Path) -> Stored:
+    """Read the headers and the index of a checkpoint: a folder, or one safetensors file.
+
+    Raises CheckpointError that lists all that is wrong: files that are missing, damaged or lead out of the folder,
+    tensors that an index has and no file, and the reverse, boxes that are missing or overlap.
+    """
+    if path.is_dir():
+        root = path.resolve()
+        if (root / NAME).is_file():
+            return _ours(root)
+        if (root / SHARDED).is_file():
+            return _foreign(root, _weight_map(root / SHARDED))
+        if (root / SINGLE).is_file():
+            return _foreign(root, None, [SINGLE])
+        raise CheckpointError(
+            f"{path} is no checkpoint", details=[f"it has no {NAME}, {SHARDED} or {SINGLE}"]
+        )
+    if path.is_file():
+        return _foreign(path.parent.resolve(), None, [path.name], alone=True)
+    raise CheckpointError(f"{path} does not exist")
+
+
+def _ours(root: Path) -> Stored:
+    if fault := paths.fault(root, NAME):
+        raise CheckpointError(f"{root / NAME} {fault}")
+    index = Index.read(root)
+    wrong = proof.sound(index)
+    headers, faults = _headers(
+        root, sorted({file for tensor in index.tensors.values() for file in tensor.files})
+    )
+    wrong = [*faults, *wrong, *(proof.agree(index, headers) if not wrong else [])]
+    wrong += [line for file, each in headers.items() for line in _labelled(index, file, each)]
+    refuse(f"{root} is no whole checkpoint", wrong)
+    return Stored(root, True, index, _light(headers), _companions(root))
+
+
+def _foreign(
+    root: Path, where: Mapping[str, str] | None, files: Sequence[str] = (), *, alone: bool = False
+) -> Stored:
+    """A checkpoint in Hugging Face's layout: `where` is the file of each tensor, or all that the `files` have."""
+    headers, wrong = _headers(root, sorted(set(where.values())) if where is not None else files)
+    wrong += [line for file, each in headers.items() if (line := _piece(file, each))]
+    if where is None:
+        where = {name: file for file in headers for name in headers[file].tensors}
+    for file, each in headers.items():
+        wrong += [
+            f"{file}: `{name}` is in the file, and not there by {SHARDED}"
+            for name in each.tensors
+            if where.get(name) != file
+        ]
+    lost = [
+        f"{file}: `{name}` is in {SHARDED}, and not in the file"
+        for name, file in where.items()
+        if file in headers and name not in headers[file].tensors
+    ]
+    refuse(f"{root} is no whole checkpoint", [*wrong, *lost])
+    digest = hashlib.sha256("".join(headers[file].digest for file in sorted(headers)).encode()).hexdigest()
+    tensors = {name: _whole(headers[file], name, file) for name, file in sorted(where.items())}
+    index = Index(root.name, digest, {}, tuple(sorted(headers)), tensors)
+    return Stored(root, False, index, _light(headers), () if alone else _companions(root))
+
+
+def _whole(header: Header, name: str, file: str) -> Indexed:
+    span = header.tensors[name]
+    zeros = (0,) * len(span.shape)
+    return Indexed(
+        span.dtype, span.shape, tuple(map(str, span.shape)), {}, {file: (Part(zeros, span.shape, zeros),)}
+    )
+
+
+def _headers(root: Path, files: Iterable[str]) -> tuple[dict[str, Header], list[str]]:
+    """The headers of files, and what is wrong with the others."""
+    found, wrong = {}, []
+    for file in files:
+        if fault := paths.fault(root, file):
+            wrong.append(f"{file} {fault}")
+            continue
+        try:
+            found[file] = header.read(root / file)
+        except CheckpointError as error:
+            wrong.append(str(error).replace(f"{root}/", "", 1))
+    return found, wrong
+
+
+def _labelled(index: Index, file: str, header: Header) -> list[str]:
+    """Where a file says of itself that it is another one: files that were swapped have the same shapes."""
+    if "fxpar" not in header.metadata:
+        return []
+    try:
+        own = json.loads(header.metadata["fxpar"])
+        name, tensors = own["file"], own["tensors"]
+        boxes = {key: tensors[key]["files"][name] for key in tensors}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return [f"{file}: its metadata is damaged"]
+    if name != file:
+        return [f"{file} was written as {name}"]
+    return [
+        f"{file}: `{key}` was written as {boxes[key]}, and the index has {_plain(index.tensors[key].files[file])}"
+        for key in boxes
+        if key in index.tensors
+        and file in index.tensors[key].files
+        and boxes[key] != _plain(index.tensors[key].files[file])
+    ]
+
+
+def _plain(parts: Sequence[Part]) -> list[list[list[int]]]:
+    return [[list(numbers) for numbers in part] for part in parts]
+
+
+def _piece(file: str, header: Header) -> str:
+    """Why the tensors of a file are not whole ones, or an empty text."""
+    if "fxpar" in header.metadata:
+        return f"{file} is a part of a checkpoint of fxpar, and {NAME} is not beside it"
+    try:
+        offsets = json.loads(header.metadata.get("DCP_SHARDING_INFO", "{}"))
+        cut = any(any(entry["saved_offsets"]) for entry in offsets.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{file}: its DCP_SHARDING_INFO is damaged"
+    return f"{file} has parts of tensors, as torch.distributed.checkpoint writes them" if cut else ""
+
+
+def _light(headers: Mapping[str, Header]) -> dict[str, Header]:
+    """The headers without metadata that is as long as the index."""
+    kept = {"format", "DCP_VERSION"}
+    return {
+        file: replace(each, metadata={key: text for key, text in each.metadata.items() if key in kept})
+        for file, each in headers.items()
+    }
+
+
+def _companions(root: Path) -> tuple[str, ...]:
+    names, wrong = companions.names(root)
+    refuse(f"{root} has files that cannot be copied", wrong)
+    return names
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: no `weight_map` can be read: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise CheckpointError(f"{path}: `weight_map` does not map keys to files")
+    return found
+
+
+def refuse(what: str, wrong: Sequence[str]) -> None:
+    """Raise CheckpointError with all that is wrong, if anything is."""
+    if wrong:
+        rest = [f"... and {len(wrong) - LINES} more"] if len(wrong) > LINES else []
+        raise CheckpointError(what, details=[*wrong[:LINES], *rest])
