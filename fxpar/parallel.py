@@ -11,6 +11,7 @@ from torch import nn
 
 from fxpar.checkpoint.weights import Weights
 from fxpar.dynamic.capture import captured
+from fxpar.emit.folder import layout
 from fxpar.errors import RankError
 from fxpar.parts import ModelWeights, reader
 from fxpar.passes import Partition, split
@@ -53,7 +54,7 @@ def parallelize(
     partition = split(program, plan)
     groups = _groups(partition, place)
     read = reader(partition, groups.rank, ModelWeights(program, weights))
-    return assemble(
+    rank = assemble(
         partition.manifest,
         partition.texts,
         groups,
@@ -62,6 +63,9 @@ def parallelize(
         out_spec=program.out_spec,
         leaves=program.leaves,
     )
+    index = layout(partition)
+    rank.layout = lambda: index
+    return rank
 
 
 def check_world(plan: Plan) -> None:

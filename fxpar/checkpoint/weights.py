@@ -140,7 +140,7 @@ class FileWeights:
 
     def _file(self, path: Path) -> Any:
         if path not in self._open:
-            self._open[path] = _opened(path)
+            self._open[path] = opened(path)
         return self._open[path]
 
 
@@ -151,7 +151,7 @@ def files_of(path: Path) -> dict[str, Path]:
     not safetensors.
     """
     if path.is_file():
-        return dict.fromkeys(_opened(path).keys(), path)
+        return dict.fromkeys(opened(path).keys(), path)
     if (path / INDEX).is_file():
         return _indexed(path)
     if (path / SINGLE).is_file():
@@ -197,10 +197,15 @@ def checked(name: str, shape: tuple[int, ...], boxes: Sequence[Box] | None) -> l
     return wanted
 
 
-def compare(wanted: Mapping[str, Sequence[int]], weights: Weights, ignored: Sequence[str] = ()) -> None:
-    """Hold the names and sizes that a model wants against what there is.
+def compare(
+    wanted: Mapping[str, Sequence[int]],
+    weights: Weights,
+    ignored: Sequence[str] = (),
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> None:
+    """Hold the names and sizes that a model wants, and their `dtypes` if given, against what there is.
 
-    Raises CheckpointError that lists every missing and unexpected name, and every difference in size.
+    Raises CheckpointError that lists every missing and unexpected name, and every difference in size or dtype.
     """
     present = set(weights.names())
     missing = sorted(wanted.keys() - present)
@@ -209,6 +214,11 @@ def compare(wanted: Mapping[str, Sequence[int]], weights: Weights, ignored: Sequ
         f"size of `{name}`: {list(weights.shape(name))} in the file, {list(shape)} in the model"
         for name, shape in sorted(wanted.items())
         if name in present and tuple(weights.shape(name)) != tuple(shape)
+    ]
+    wrong += [
+        f"dtype of `{name}`: {weights.dtype(name)} in the file, {dtype} in the model"
+        for name, dtype in sorted((dtypes or {}).items())
+        if name in present and weights.dtype(name) != dtype
     ]
     details = [f"missing: `{name}`" for name in missing] + [f"unexpected: `{name}`" for name in unexpected]
     if details or wrong:
@@ -232,7 +242,7 @@ def _indexed(folder: Path) -> dict[str, Path]:
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise CheckpointError(f"{folder / INDEX}: files are missing", details=absent)
-    held = {key: name for name in names for key in _opened(folder / name).keys()}  # noqa: SIM118
+    held = {key: name for name in names for key in opened(folder / name).keys()}  # noqa: SIM118
     details = [f"`{key}` is not in {name}" for key, name in index.items() if held.get(key) != name]
     details += [f"`{key}` of {held[key]} is not in the index" for key in sorted(held.keys() - index.keys())]
     if details:
@@ -250,7 +260,8 @@ def _index(path: Path) -> dict[str, str]:
     return index
 
 
-def _opened(path: Path) -> Any:
+def opened(path: Path) -> Any:
+    """A safetensors file with its header read. Raises CheckpointError, which names it, for anything else."""
     try:
         opened: AbstractContextManager[Any] = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -30,7 +30,8 @@ from fxpar.checkpoint import shardfile
 from fxpar.checkpoint.index import Index
 from fxpar.checkpoint.local import read
 from fxpar.checkpoint.shardfile import Entry
-from fxpar.checkpoint.weights import DTYPES, Box, TensorWeights, Weights, compare
+from fxpar.checkpoint.untied import Untied
+from fxpar.checkpoint.weights import DTYPES, TensorWeights, Weights, compare
 from fxpar.emit.product import Product, held, kinds
 from fxpar.emit.shards import index
 from fxpar.emit.staging import staged
@@ -61,7 +62,7 @@ def write(
     `example` is a batch by the names of the model's inputs, `companions` are files to copy. An existing folder of
     fxpar's is replaced with `force`. Equal partitions give equal bytes. Raises EmitError or CheckpointError.
     """
-    model, buffers = _indexes(partition, weights is not None)
+    model, buffers = layout(partition), _besides(partition, weights is not None)
     if weights is not None:
         weights = _fitting(partition, model, weights)
     with staged(Path(folder), force) as new:
@@ -79,47 +80,32 @@ def write(
     return manifest
 
 
-def _indexes(product: Product, with_weights: bool) -> tuple[Index, Index]:
-    """The index of what a checkpoint holds, and that of what has to be written besides.
+def layout(product: Product) -> Index:
+    """The index of the files that a checkpoint of this partition has."""
+    persistent = product.program.persistent
+    return index(
+        product, [[name for name in stage if name in persistent] for stage in held(product)], "model"
+    )
+
+
+def _besides(product: Product, with_weights: bool) -> Index:
+    """The index of what has to be written besides.
 
     Without weights parameters will be drawn, but buffers keep the values that the model was built with.
     """
-    kind, persistent, names = kinds(product), product.program.persistent, held(product)
-    lasting = [[name for name in stage if name in persistent] for stage in names]
+    kind, persistent = kinds(product), product.program.persistent
     given = persistent if with_weights else {name for name in persistent if kind[name] == "parameter"}
-    besides = [[name for name in stage if name not in given] for stage in names]
-    return index(product, lasting, "model"), index(product, besides, "buffers")
+    return index(
+        product, [[name for name in stage if name not in given] for stage in held(product)], "buffers"
+    )
 
 
 def _fitting(product: Product, model: Index, weights: Weights) -> Weights:
     """The weights by the names of the index. Raises CheckpointError for all names and sizes that do not fit."""
-    weights = _Untied(weights, product.program.ties)
+    weights = Untied(weights, product.program.ties)
     known = [*product.program.tensors, *product.program.ties]
     compare({name: tensor.shape for name, tensor in model.tensors.items()}, weights, known)
     return weights
-
-
-class _Untied:
-    """Weights in which a tied tensor may stand under any of its names."""
-
-    def __init__(self, weights: Weights, ties: Mapping[str, str]) -> None:
-        self._weights = weights
-        self._keys = {name: name for name in weights.names()}
-        for other, first in ties.items():
-            if other in self._keys:
-                self._keys.setdefault(first, other)
-
-    def names(self) -> Sequence[str]:
-        return list(self._keys)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._weights.shape(self._keys.get(name, name))
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._weights.dtype(self._keys.get(name, name))
-
-    def read(self, name: str, boxes: Sequence[Box] | None = None) -> torch.Tensor:
-        return self._weights.read(self._keys.get(name, name), boxes)
 
 
 def _texts(product: Product) -> dict[str, str]:

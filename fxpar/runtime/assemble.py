@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
 import torch
@@ -63,11 +63,11 @@ def give(module: nn.Module, leaves: Leaves) -> None:
 
 
 @torch.no_grad()
-def fill(module: nn.Module, read: Read, padding: Padding) -> None:
-    """Copy values into every parameter and buffer of a module, each tied tensor once."""
+def fill(module: nn.Module, read: Read, padding: Padding, names: Container[str] | None = None) -> None:
+    """Copy values into every parameter and buffer of a module, or those with some names; each tied tensor once."""
     seen: set[int] = set()
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if id(tensor) not in seen:
+        if id(tensor) not in seen and (names is None or name in names):
             seen.add(id(tensor))
             padding.fill(name, tensor, read(name))
     retie(module)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from fxpar.capture.leaves import Leaves, leaves_of
 from fxpar.capture.source import find
+from fxpar.checkpoint.index import NAME as INDEX
 from fxpar.checkpoint.index import Index
 from fxpar.checkpoint.local import read as read_parts
 from fxpar.checkpoint.weights import FileWeights, TensorWeights, files_of
@@ -21,17 +23,29 @@ from fxpar.runtime.manifest import Manifest, TensorSpec, dtype_name
 from fxpar.runtime.processes import connect, current_device
 from fxpar.runtime.random import stream_seed
 from fxpar.runtime.rank import Rank
+from fxpar.runtime.restore import reader
 
 #: The standard deviation of parameters that are drawn because the folder has no weights.
 DEVIATION = 0.02
+#: Files of a partition that belong into no checkpoint.
+_OWN = (".py", ".safetensors", ".yaml")
 
 
-def load(folder: str | Path, groups: Groups | None = None, device: torch.device | str | None = None) -> Rank:
+def load(
+    folder: str | Path,
+    groups: Groups | None = None,
+    device: torch.device | str | None = None,
+    weights: str | Path | None = None,
+) -> Rank:
     """Load the rank that `groups` belong to; without them, that of this process under torchrun.
 
     A partition for one rank needs no process group. Only the rank's own files are read, and nothing is unpickled.
     `device` defaults to this process's accelerator, or the CPU. In a folder without weights every parameter is drawn
     from the plan's seed and its name, with the same global values in every layout.
+
+    `weights` is a checkpoint whose parameters and persistent buffers are read instead: a folder that `Rank.save` or
+    `fxpar partition` wrote for any mesh, or one in Hugging Face's layout with the model's names. Of it the rank reads
+    its own part. Raises CheckpointError that lists all names, shapes and dtypes that are not the partition's.
 
     Raises EmitError for a module that was changed since it was written, or files that do not fit the manifest;
     RankError where there are not as many processes as ranks.
@@ -43,8 +57,24 @@ def load(folder: str | Path, groups: Groups | None = None, device: torch.device 
     stage = manifest.stage_of(groups.rank)
     names = [f"stage_{stage.index}.py", *(["prepare.py"] if manifest.prepared else [])]
     modules = {name: checked_text(folder, manifest, name) for name in names}
-    read = _reader(folder, manifest, groups.rank)
-    return assemble(manifest, modules, groups, read, device=place, leaves=opaque_modules(manifest))
+    given = Path(weights) if weights is not None else None
+    read = _reader(folder, manifest, groups.rank, given)
+    rank = assemble(manifest, modules, groups, read, device=place, leaves=opaque_modules(manifest))
+    rank.layout = partial(layout, folder, manifest)
+    rank.companions = companions(folder, manifest)
+    return rank
+
+
+def layout(folder: Path, manifest: Manifest) -> Index:
+    """The index of the files that a checkpoint of this partition has. Raises EmitError, CheckpointError."""
+    name = INDEX if INDEX in manifest.files else LAYOUT
+    return Index.from_json(checked_text(folder, manifest, name), name)
+
+
+def companions(folder: Path, manifest: Manifest) -> list[Path]:
+    """What came with the model, and belongs into its checkpoints: its configuration, its tokenizer."""
+    names = (name for name in manifest.files if Path(name).suffix not in _OWN and name not in (INDEX, LAYOUT))
+    return [folder / name for name in names]
 
 
 def opaque_modules(manifest: Manifest) -> Leaves:
@@ -93,15 +123,26 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _reader(folder: Path, manifest: Manifest, rank: int) -> Read:
-    """Reads the tensors of a rank by name."""
+def _reader(folder: Path, manifest: Manifest, rank: int, checkpoint: Path | None) -> Read:
+    """Reads the tensors of a rank by name: what a checkpoint holds from the given one, the rest from the folder."""
     if rank >= len(manifest.ranks):
         raise EmitError(f"manifest.json names no files for rank {rank}", details=["it is damaged"])
-    paths = [inside(folder, name) for name in manifest.ranks[rank]]
+    if checkpoint is None:
+        return _folder_reader(folder, manifest, rank, manifest.ranks[rank])
+    whole = layout(folder, manifest)
+    given = reader(whole, rank, manifest, checkpoint)
+    besides = [name for name in manifest.ranks[rank] if name not in whole.ranks]
+    own = _folder_reader(folder, manifest, rank, besides)
+    return lambda name: (given if manifest.ties.get(name, name) in whole.tensors else own)(name)
+
+
+def _folder_reader(folder: Path, manifest: Manifest, rank: int, names: Sequence[str]) -> Read:
+    """Reads the tensors of a rank by name from files of the folder, or draws them."""
+    paths = [inside(folder, name) for name in names]
     if missing := [path.name for path in paths if not path.is_file()]:
         raise EmitError(f"{folder} lacks files of rank {rank}", details=missing)
     files = FileWeights({key: path for path in paths for key in files_of(path)})
-    drawn = _Drawn(folder, manifest, rank) if LAYOUT in manifest.files else None
+    drawn = _Drawn(layout(folder, manifest), manifest, rank) if LAYOUT in manifest.files else None
     ties: Mapping[str, str] = manifest.ties
 
     def read(name: str) -> torch.Tensor:
@@ -126,8 +167,7 @@ def _fits(name: str, spec: TensorSpec | None, files: FileWeights, coordinate: Ma
 class _Drawn:
     """Parameters drawn from a seed and their names."""
 
-    def __init__(self, folder: Path, manifest: Manifest, rank: int) -> None:
-        layout = Index.from_json(checked_text(folder, manifest, LAYOUT), LAYOUT)
+    def __init__(self, layout: Index, manifest: Manifest, rank: int) -> None:
         self.tensors, self._file, self._seed = layout.tensors, layout.ranks[rank], manifest.seed
         self._dtypes = {name: getattr(torch, spec.dtype) for name, spec in manifest.tensors.items()}
 

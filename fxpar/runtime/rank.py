@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from fxpar.runtime.pipeline import Pipeline
 from fxpar.runtime.random import Randomness, stream_seed
 from fxpar.runtime.reduction import Reduction
 from fxpar.runtime.sizes import bind as bind_sizes
+
+if TYPE_CHECKING:
+    from fxpar.checkpoint.index import Index
 
 
 class Rank(nn.Module):
@@ -62,6 +66,10 @@ class Rank(nn.Module):
         self.randomness = Randomness(manifest.seed)
         self.padding = Padding.of(manifest, groups)
         self.padding.watch(self)
+        self.layout: Callable[[], Index] | None = None
+        """Gives the index of a checkpoint with the ranks' parts as they are here."""
+        self.companions: Sequence[Path] = ()
+        """Files that belong into a checkpoint beside the weights."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original model's outputs for a whole batch, gathered from all ranks; for a single stage only."""
@@ -114,6 +122,33 @@ class Rank(nn.Module):
     def clip_gradients_(self, max_norm: float) -> Tensor:
         """Scale all gradients so that their global norm is at most `max_norm`; returns the norm before."""
         return clip_gradients_(self.reduction.gradients, max_norm, self.groups)
+
+    def save(
+        self,
+        target: str | Path,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """Write a checkpoint to a new folder, all ranks one: the model, and what a run needs to go on.
+
+        See `fxpar.runtime.save.save`.
+        """
+        from fxpar.runtime.save import save
+
+        save(self, Path(target), optimizer=optimizer, scheduler=scheduler, step=step)
+
+    def restore(
+        self, checkpoint: str | Path, *, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None
+    ) -> int | None:
+        """Go on where a run of the same model was saved, at this mesh or another; returns its number of steps.
+
+        See `fxpar.runtime.restore.restore`.
+        """
+        from fxpar.runtime.restore import restore
+
+        return restore(self, Path(checkpoint), optimizer=optimizer, scheduler=scheduler)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of a call by placeholder. Raises RankError where they do not fit what was captured."""

@@ -1,83 +1,156 @@
-"""Saving what the ranks hold as a checkpoint, in the layout that the partition was written in."""
+"""Saving what the ranks hold as a checkpoint, in the layout that the partition has; all ranks write one folder.
+
+checkpoint/
+  model-pp0-tp0.safetensors, ...       parameters and persistent buffers
+  optimizer-pp0-tp0.safetensors, ...   what the optimizer keeps of them, in the same boxes
+  training.json                        what else a run needs to go on
+  config.json, tokenizer ...           as they came with the model
+  fxpar.index.json                     the boxes of all files, written last
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from fxpar.checkpoint import index as indexes
 from fxpar.checkpoint import shardfile
 from fxpar.checkpoint.index import Index
 from fxpar.checkpoint.shardfile import Entry
-from fxpar.emit.folder import LAYOUT
+from fxpar.checkpoint.weights import DTYPES
 from fxpar.emit.staging import staged
-from fxpar.runtime.groups import find
-from fxpar.runtime.load import checked_text
+from fxpar.runtime import optimizer as optimizers
+from fxpar.runtime import training
+from fxpar.runtime.agree import agreed, exchange
 from fxpar.runtime.rank import Rank
+from fxpar.runtime.restore import layout_of
+from fxpar.runtime.training import Training
 
-#: Files of a partition that belong into no checkpoint.
-_OWN = (".py", ".safetensors", ".yaml")
 
+def save(
+    rank: Rank,
+    target: Path,
+    *,
+    optimizer: Optimizer | None = None,
+    scheduler: Any = None,
+    step: int | None = None,
+) -> None:
+    """Write the parameters and persistent buffers of all ranks, and the state of training, to a new folder.
 
-def save(rank: Rank, folder: Path, target: Path) -> None:
-    """Write the parameters and persistent buffers of all ranks to a new folder; all ranks call it.
-
-    `folder` is the partition's, `target` lies on a file system that all ranks share. Every rank that is the first to
-    hold a file writes it; the folder appears at the end. Raises EmitError if `target` exists.
+    All ranks call it; `target` lies on a file system that they share. Every rank that is the first to hold a file
+    writes it; the folder appears at the end. `step` is the number of steps that were made. Where any rank fails, all
+    raise, and there is no folder: CheckpointError for state that cannot be saved exactly, EmitError if `target` exists.
     """
-    layout = _layout(rank, folder)
     with ExitStack() as stack:
-        place = target.with_name(f".{target.name}.ranks")
-        if rank.groups.rank == 0:
-            shutil.rmtree(place, ignore_errors=True)
-            final = stack.enter_context(staged(target))
-            place.mkdir()
-            stack.callback(shutil.rmtree, place, ignore_errors=True)
-        _meet(rank)
-        file = layout.ranks[rank.groups.rank]
-        if layout.ranks.index(file) == rank.groups.rank:
-            _write(rank, layout, place / file)
-        _meet(rank)
-        if rank.groups.rank == 0:
-            _gather(rank, layout, folder, place, final)
-    _meet(rank)
+        with agreed(rank):
+            layout = layout_of(rank)
+            mine = _collect(rank, optimizer, scheduler, step)
+        with agreed(rank):
+            first = rank.groups.rank == 0
+            own = str(stack.enter_context(staged(target))) if first else ""
+        place = Path(exchange(rank, own)[0])
+        with agreed(rank):
+            _write(rank, layout, mine, place)
+        with agreed(rank):
+            if first:
+                _commit(rank, layout, place)
+                stack.close()
+                _sync(target.absolute().parent)
 
 
-def _layout(rank: Rank, folder: Path) -> Index:
-    name = indexes.NAME if indexes.NAME in rank.manifest.files else LAYOUT
-    return Index.from_json(checked_text(folder, rank.manifest, name), name)
+def _collect(rank: Rank, optimizer: Optimizer | None, scheduler: Any, step: int | None) -> Training:
+    device = next((t.device for t in rank.stage.parameters()), torch.device("cpu"))
+    return Training(
+        step,
+        dict(rank.manifest.mesh),
+        optimizers.collect(optimizer, rank) if optimizer is not None else None,
+        training.scheduled(scheduler) if scheduler is not None else None,
+        rank.randomness.state_dict(),
+        [training.generators(device)],
+    )
 
 
-def _write(rank: Rank, layout: Index, path: Path) -> None:
-    tensors = _tensors(rank)
-    names = layout.names(path.name)
-    entries = [Entry(name, tensors[name].dtype, tuple(tensors[name].shape)) for name in names]
-    shardfile.write(path, entries, tensors.__getitem__, indexes.metadata(layout, path.name))
+def _write(rank: Rank, layout: Index, mine: Training, place: Path) -> None:
+    """Write this rank's part of everything, and a note of it to the first rank."""
+    number = rank.groups.rank
+    file = layout.ranks[number]
+    writes = layout.ranks.index(file) == number
+    kept = mine.optimizer
+    if writes:
+        _write_file(place / file, layout, _tensors(rank).__getitem__)
+    if kept is not None and writes:
+        state = replace(layout, tensors=optimizers.indexed(layout, kept.slots))
+        if state.names(optimizers.state_file(file)):
+            values = partial(_state, state, kept)
+            _write_file(place / optimizers.state_file(file), state, values)
+    note = (
+        mine if writes or kept is None else replace(mine, optimizer=optimizers.Kept(kept.kind, kept.groups))
+    )
+    (place / _note(number)).write_text(note.to_json(slots=True), encoding="utf-8")
 
 
-def _tensors(rank: Rank) -> dict[str, torch.Tensor]:
+def _note(number: int) -> str:
+    return f"rank-{number}.json"
+
+
+def _write_file(path: Path, index: Index, value: Callable[[str], Tensor]) -> None:
+    held = {name: index.tensors[name] for name in index.names(path.name)}
+    entries = [Entry(name, DTYPES[t.dtype], t.local_shape(path.name)) for name, t in held.items()]
+    shardfile.write(path, entries, value, indexes.metadata(index, path.name))
+
+
+def _state(index: Index, kept: optimizers.Kept, name: str) -> Tensor:
+    of = index.tensors[name].of
+    return kept.tensors[of][name.removesuffix(f"/{of}")]
+
+
+def _tensors(rank: Rank) -> Mapping[str, Tensor]:
+    ties = rank.manifest.ties
     modules = [module for module in (rank.prepare, rank.stage) if module is not None]
     return {
-        name: rank.padding.real(name, tensor)
+        ties.get(name, name): rank.padding.real(name, tensor)
         for module in modules
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]
     }
 
 
-def _gather(rank: Rank, layout: Index, folder: Path, place: Path, final: Path) -> None:
-    """Put everything into the folder that is about to appear; the index comes last."""
-    for file in place.iterdir():
-        file.rename(final / file.name)
-    for name in rank.manifest.files:
-        if Path(name).suffix not in _OWN and name not in (indexes.NAME, LAYOUT):
-            shutil.copyfile(folder / name, final / name)
-    (final / indexes.NAME).write_text(layout.to_json(), encoding="utf-8")
+def _commit(rank: Rank, layout: Index, place: Path) -> None:
+    """Write what belongs to all ranks; the index comes last."""
+    notes = [place / _note(number) for number in range(rank.groups.mesh.world)]
+    whole = training.merged([Training.from_json(note.read_text(encoding="utf-8")) for note in notes])
+    for note in notes:
+        note.unlink()
+    for path in rank.companions:
+        shutil.copyfile(path, place / path.name)
+    kept = whole.optimizer
+    state = optimizers.indexed(layout, kept.slots) if kept is not None else {}
+    index = replace(layout, tensors={**layout.tensors, **state})
+    _write_text(place / training.NAME, whole.to_json())
+    _write_text(place / indexes.NAME, index.to_json())
+    _sync(place)
 
 
-def _meet(rank: Rank) -> None:
-    """Wait until all ranks are here."""
-    device = next((t.device for t in rank.stage.parameters()), torch.device("cpu"))
-    find(rank.groups.world).all_reduce(torch.zeros(1, device=device))
+def _write_text(path: Path, text: str) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,22 +13,28 @@ import torch
 import torch.distributed as dist
 
 from fxpar.emit.staging import check_target
-from fxpar.errors import RankError
+from fxpar.errors import CheckpointError, RankError
 from fxpar.runtime.batches import Batch, batches
 from fxpar.runtime.groups import Groups, alone
 from fxpar.runtime.load import load
 from fxpar.runtime.manifest import Manifest
 from fxpar.runtime.processes import connect
 from fxpar.runtime.rank import Rank
+from fxpar.runtime.restore import resume
 from fxpar.runtime.save import save
 from fxpar.runtime.together import USED_WRONGLY, World
+from fxpar.runtime.training import NAME as STATE
+from fxpar.runtime.training import Training
 
+#: The learning rate unless told otherwise.
+RATE = 1e-3
 EPILOG = """\b
 Examples:
   torchrun --nproc-per-node 4 out/run.py
   torchrun --nproc-per-node 4 out/run.py --steps 100 --lr 3e-4 --batch a.safetensors --batch b.safetensors
   torchrun --nproc-per-node 4 out/run.py --evaluate --json
   torchrun --nproc-per-node 4 out/run.py --steps 10 --clip 1.0 --save checkpoint
+  torchrun --nproc-per-node 8 other/run.py --load checkpoint --steps 1000 --save runs --save-every 100
 """
 
 
@@ -52,7 +58,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> None:
 
 @click.command(epilog=EPILOG)
 @click.option("--steps", type=click.IntRange(min=0), default=3, show_default=True, help="Steps of training.")
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="The learning rate of AdamW.")
+@click.option("--lr", type=float, help=f"The learning rate of AdamW. Default: {RATE}, or the checkpoint's.")
 @click.option("--clip", type=float, help="Scale gradients so that their global norm is at most this.")
 @click.option(
     "--batch",
@@ -64,7 +70,20 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> None:
 )
 @click.option("--evaluate", is_flag=True, help="Run forward only, once for each batch.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile layers by torch.compile, each class once.")
-@click.option("--save", "target", metavar="DIR", help="Write the trained parameters to a new folder.")
+@click.option(
+    "--load",
+    "checkpoint",
+    metavar="DIR",
+    help="Read parameters from a checkpoint of any mesh, and go on with the training whose state it has.",
+)
+@click.option("--save", "target", metavar="DIR", help="Write a checkpoint to a new folder at the end.")
+@click.option(
+    "--save-every",
+    "every",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Save every N steps and at the end, to DIR/step-00010 and so on.",
+)
 @click.option("--device", metavar="TYPE", help="cpu, or a type of accelerator. Default: the accelerator.")
 @click.option("--timeout", type=float, default=120.0, show_default=True, help="Seconds to wait for a rank.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line.")
@@ -79,17 +98,21 @@ def run(folder: Path, world: World, options: dict[str, Any]) -> None:
         manifest = Manifest.read(folder)
         _check_world(manifest, world, folder)
     with world.together(rank_name(manifest, world.rank)):
-        if options["target"] and world.rank == 0:
-            check_target(Path(options["target"]))
+        state = _state(options)
+        start = (state.step or 0) if state else 0
+        if world.rank == 0:
+            for target in _targets(options, start).values():
+                check_target(target)
         given = batches(folder, manifest, options["files"])
         device = world.device(options["device"])
         groups = _groups(manifest, world, device)
-        rank = load(folder, groups, device)
+        rank = load(folder, groups, device, options["checkpoint"])
         if options["compiled"]:
             rank.compile()
-        (_evaluate if options["evaluate"] else _train)(rank, given, options)
-        if options["target"]:
-            save(rank, folder, Path(options["target"]))
+        if options["evaluate"]:
+            _evaluate(rank, given, options)
+        else:
+            _train(rank, given, options, state)
         groups.close()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -122,19 +145,64 @@ def _groups(manifest: Manifest, world: World, device: torch.device) -> Groups:
     return connect(manifest.grid, manifest.groups, device=device, timeout=world.timeout)
 
 
-def _train(rank: Rank, given: list[Batch], options: dict[str, Any]) -> None:
+def _state(options: dict[str, Any]) -> Training | None:
+    """The state of training to go on from. Raises CheckpointError for one that this script did not save."""
+    if options["every"] and not options["target"]:
+        raise RankError("--save-every needs a folder", details=["--save DIR"])
+    if options["evaluate"] and options["target"]:
+        raise RankError("--evaluate trains nothing to --save")
+    folder = Path(options["checkpoint"]) if options["checkpoint"] else None
+    if folder is None or options["evaluate"] or not (folder / STATE).is_file():
+        return None
+    state = Training.read(folder)
+    if state.scheduler is not None:
+        what = f"{folder} was trained with a {state.scheduler['class']}, which run.py has not"
+        raise CheckpointError(
+            what, details=["go on in a script of your own: `module.restore(checkpoint, ...)`"]
+        )
+    return state
+
+
+def _targets(options: dict[str, Any], start: int) -> dict[int, Path]:
+    """Where to save after which step."""
+    if not options["target"]:
+        return {}
+    target, end, every = Path(options["target"]), start + options["steps"], options["every"]
+    if every is None:
+        return {end: target}
+    numbers = {*range(start + every - start % every, end + 1, every), end}
+    return {number: target / f"step-{number:05d}" for number in sorted(numbers)}
+
+
+def _train(rank: Rank, given: list[Batch], options: dict[str, Any], state: Training | None) -> None:
     if rank.manifest.loss is None:
         raise RankError("the model has no loss to train on", details=["--evaluate runs it forward"])
     learning = [parameter for parameter in rank.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=options["lr"]) if learning else None
-    for step in range(options["steps"]):
+    optimizer = torch.optim.AdamW(learning, lr=options["lr"] or RATE) if learning else None
+    start = _resume(rank, optimizer, options, state) if state else 0
+    targets, clip = _targets(options, start), options["clip"]
+    for step in range(start, start + options["steps"]):
         rank.zero_grad()
         loss = rank.step(given[step % len(given)])
-        clip = options["clip"]
         norm = rank.clip_gradients_(clip) if clip is not None else rank.gradient_norm()
         if optimizer is not None:
             optimizer.step()
         _say(rank, options, step=step + 1, loss=loss.item(), gradient_norm=norm.item())
+        if step + 1 in targets:
+            save(rank, targets.pop(step + 1), optimizer=optimizer, step=step + 1)
+    for number, target in targets.items():
+        save(rank, target, optimizer=optimizer, step=number)
+
+
+def _resume(
+    rank: Rank, optimizer: torch.optim.Optimizer | None, options: dict[str, Any], state: Training
+) -> int:
+    """Go on from a checkpoint; return its step."""
+    known = optimizer if state.optimizer is not None else None
+    step = resume(rank, Path(options["checkpoint"]), optimizer=known)
+    for group in optimizer.param_groups if optimizer and options["lr"] is not None else ():
+        group["lr"] = options["lr"]
+    return step or 0
 
 
 def _evaluate(rank: Rank, given: list[Batch], options: dict[str, Any]) -> None:

@@ -119,7 +119,7 @@ def test_what_ranks_have_alike_stays_alike(folder: Path, tmp_path: Path) -> None
             rank.step(BATCH)
             found = rank.clip_gradients_(0.01)
             mine.step()
-        save(rank, folder, tmp_path / "saved")
+        save(rank, tmp_path / "saved")
         return found
 
     for found in simulate(Manifest.read(folder).grid, run):

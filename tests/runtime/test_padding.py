@@ -110,7 +110,7 @@ def test_a_loaded_rank_trains_and_saves(model: nn.Module, folder: Path, tmp_path
             rank.step(BATCH)
             found = rank.clip_gradients_(0.5)
             mine.step()
-        save(rank, folder, tmp_path / "saved")
+        save(rank, tmp_path / "saved")
         return rank.state_dict(), rank.tokens.weight, found
 
     results = simulate(Manifest.read(folder).grid, run)

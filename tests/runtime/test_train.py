@@ -103,7 +103,7 @@ def test_four_processes_train_like_the_whole_model(gpt: origin.Origin, folder: P
     state = TensorWeights(model.state_dict())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
     for name, tensor in index.tensors.items():
-        for file, parts in tensor.files.items():
+        for file, parts in tensor.files.items() if not tensor.of else ():
             saved = FileWeights.of(tmp_path / "saved" / file).read(name)
             whole = read_parts(state, name, parts, torch.float64)
             torch.testing.assert_close(saved, whole, rtol=1e-8, atol=1e-9)
