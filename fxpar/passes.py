@@ -131,7 +131,7 @@ def _merged(
         manifests.dynamic(axis, multiples[axis.name], table, made.sharded.mesh, plan)
         for axis in program.dynamic
     )
-    return replace(merged, dynamic=dynamic)
+    return replace(merged, dynamic=dynamic, conditions=program.conditions)
 
 
 def _check_tables(sharded: Sharded) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from fxpar.capture.arguments import arguments
 from fxpar.capture.export import Traced, trace
 from fxpar.capture.failure import deepest, failure, line
+from fxpar.capture.guards import Bounds, Guard, chooses_strides, guards
 from fxpar.capture.origin import line_of
 from fxpar.capture.tree import flatten
 from fxpar.clock import Clock
@@ -30,8 +31,6 @@ from fxpar.errors import CaptureError
 NONE = 2**40
 #: A dim of an input: its name, and the number of the dim.
 Place = tuple[str, int]
-#: The least and the largest size of a dim, None where there is no largest.
-Bounds = tuple[int, int | None]
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,10 @@ class Proof:
     symbols: Mapping[Place, str | None]
     bounds: Mapping[str, Bounds]
     """By symbol."""
+    guards: tuple[Guard, ...] = ()
+    """What the model asks of the symbols beside their bounds."""
+    outputs: tuple[Any, ...] = ()
+    """The model's flat outputs, with symbols in them."""
 
 
 def prove(
@@ -72,26 +75,38 @@ class _Fixed(Exception):
 
 
 @dataclass
-class _Numbers:
-    """The line of the model at which a symbol became a number first."""
+class _Watch:
+    """What is seen while symbols go through a model."""
 
     model: nn.Module
     place: str = field(default="")
+    """The line of the model at which a symbol became a number first."""
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        original = ShapeEnv._set_replacement
+        """Note that line, let guards know theirs, and let none be made of what only chooses strides."""
+        kept = ShapeEnv._set_replacement, ShapeEnv._get_sloc, ShapeEnv.evaluate_sym_node
+        replaced, located, decided = kept
 
         def replace(env: ShapeEnv, symbol: Any, value: Any, *rest: Any) -> None:
             if not self.place and getattr(value, "is_number", False):
                 self.place = deepest(self.model, traceback.extract_stack())
-            original(env, symbol, value, *rest)
+            replaced(env, symbol, value, *rest)
+
+        def locate(env: ShapeEnv, framework_loc: str | None = None) -> Any:
+            return located(env, framework_loc or deepest(self.model, traceback.extract_stack()) or None)
+
+        def decide(env: ShapeEnv, *args: Any, **options: Any) -> Any:
+            with env.suppress_guards() if chooses_strides() else nullcontext():
+                return decided(env, *args, **options)
 
         ShapeEnv._set_replacement = replace  # type: ignore[method-assign, assignment]
+        ShapeEnv._get_sloc = locate  # type: ignore[method-assign, assignment]
+        ShapeEnv.evaluate_sym_node = decide  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:
-            ShapeEnv._set_replacement = original  # type: ignore[method-assign]
+            ShapeEnv._set_replacement, ShapeEnv._get_sloc, ShapeEnv.evaluate_sym_node = kept  # type: ignore[method-assign]
 
 
 def _refusal(
@@ -126,15 +141,15 @@ def _proof(
     kinds = dict.fromkeys(further, Dim.AUTO)
     kinds |= {place: Dim.DYNAMIC for places in axes.values() for place in places}
     dynamic = [{dim: kind for (other, dim), kind in kinds.items() if other == name} for name in names]
-    numbers = _Numbers(model)
+    watch = _Watch(model)
     try:
-        with numbers.watched():
+        with watch.watched():
             traced = trace(model, args, kwargs, Clock(), dynamic=dynamic)
     except CaptureError:
         raise
     except Exception as error:
-        reason = "its size is used as a number" if numbers.place else failure(model, error).details[0]
-        raise _Fixed(reason, numbers.place or line(model, error)) from None
+        reason = "its size is used as a number" if watch.place else failure(model, error).details[0]
+        raise _Fixed(reason, watch.place or line(model, error)) from None
     _check_polynomials(traced)
     return _found(traced, names, kinds)
 
@@ -148,6 +163,10 @@ def _check_polynomials(traced: Traced) -> None:
                 if not size.is_polynomial():
                     at = line_of(node.meta.get("stack_trace"))
                     raise _Fixed("a size there is more than sums and products of others", at)
+    for leaf in traced.outputs:
+        number = isinstance(leaf, torch.SymInt) and leaf.node.expr.is_polynomial()
+        if isinstance(leaf, torch.SymInt | torch.SymFloat | torch.SymBool) and not number:
+            raise _Fixed(f"an output is more than sums and products of sizes: {leaf}")
 
 
 def _sizes(value: Any) -> Iterator[Any]:
@@ -165,9 +184,12 @@ def _found(traced: Traced, names: Sequence[str], places: Collection[Place]) -> P
     sizes = {(name, dim): shapes[name][dim] for name, dim in places}
     symbols = {place: s.node.expr for place, s in sizes.items() if isinstance(s, torch.SymInt)}
     ranges = traced.exported.range_constraints
+    env = next((s.node.shape_env for s in sizes.values() if isinstance(s, torch.SymInt)), None)
     return Proof(
         {place: str(symbols[place]) if place in symbols else None for place in sizes},
         {str(symbol): _range(ranges[symbol]) for symbol in symbols.values()},
+        guards(env) if env is not None else (),
+        tuple(traced.outputs),
     )
 
 

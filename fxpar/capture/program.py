@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxpar.capture.leaves import Leaves
 from fxpar.capture.tree import flatten
+from fxpar.condition import Condition
 from fxpar.errors import ModelError
 
 
@@ -85,6 +86,8 @@ class Program:
     """The opaque modules, which nodes with this target call."""
     dynamic: tuple[DynamicAxis, ...] = ()
     """The axes whose sizes may differ from call to call."""
+    conditions: tuple[Condition, ...] = ()
+    """What else has to hold of these sizes: what the model's code compared came out so in the example."""
     others: tuple[Program, ...] = ()
     """The same model captured at other sizes of these axes."""
     unbounded: frozenset[str] = frozenset()

@@ -37,6 +37,7 @@ class Groups:
         """The axis that each of these is an instance of."""
         for axis in plan.dynamic or ():
             self._add(axis, dims, named)
+        raise_all([_shared(axis, plan, words) for axis in plan.dynamic or () if axis not in self.axes])
         self.further = [
             place
             for place, size in self.sizes.items()
@@ -118,6 +119,17 @@ def _wrong(axis: str, plan: Plan, possible: Sequence[str]) -> list[FxparError]:
     else:
         details = yamlfile.suggest(axis, possible)
     return [PlanError(what, place=place, details=details)]
+
+
+def _shared(axis: str, plan: Plan, words: Mapping[Place, set[str]]) -> PlanError:
+    """The error for an axis of which no dim consists: the model reshapes it into several."""
+    place = plan.place(f"dynamic.{list(plan.dynamic or ()).index(axis)}")
+    found = [f"dim {dim} of `{name}`" for (name, dim), axes in words.items() if axis in axes]
+    return PlanError(
+        f"axis `{axis}` cannot be dynamic: the model splits it into several dims",
+        place=place,
+        details=[f"it is only a part of {' and of '.join(found)}", f"leave `{axis}` out of `dynamic`"],
+    )
 
 
 def _ambiguous(place: Place, size: int, axes: Sequence[str]) -> ModelError:

@@ -16,6 +16,7 @@ from fxpar.capture.capture import capture
 from fxpar.capture.program import DynamicAxis, Program
 from fxpar.capture.tree import flatten
 from fxpar.clock import Clock
+from fxpar.condition import Condition
 from fxpar.dynamic import choice, limits, masks
 from fxpar.dynamic.axes import Groups
 from fxpar.dynamic.fit import Fit
@@ -55,6 +56,8 @@ def captured(
     plan = resolved(program, plan)
     while True:
         program.dynamic = _axes(groups, proof)
+        _check_outputs(program, proof)
+        program.conditions = _conditions(model, proof, program.dynamic)
         try:
             return _captured(program, model, args, kwargs, plan, _parts(groups, plan, rulebook))
         except CaptureError:
@@ -122,6 +125,44 @@ def _axes(groups: Groups, proof: Proof) -> tuple[DynamicAxis, ...]:
         reason = "the model asks for that" if most is not None else ""
         found.append(DynamicAxis(name, tuple(places), groups.size(name), least, most, reason))
     return tuple(found)
+
+
+def _check_outputs(program: Program, proof: Proof) -> None:
+    """Raise CaptureError for an output in words that a size is in."""
+    found = program.graph.output_node().args[0]
+    assert isinstance(found, tuple)
+    for name, value, leaf in zip(program.output_names, found, proof.outputs):
+        if isinstance(value, str) and leaf != value:
+            raise CaptureError(
+                f"output `{name}` is {value!r}, and another text at other sizes",
+                details=["return the size itself", "or leave an axis out of `dynamic`"],
+            )
+
+
+def _conditions(model: nn.Module, proof: Proof, axes: Sequence[DynamicAxis]) -> tuple[Condition, ...]:
+    """What the model asks of sizes beside their bounds, by axes. Raises CaptureError where that cannot be said."""
+    names = {s: axis.name for axis in axes for place in axis.places if (s := proof.symbols[place])}
+    bounds = {axis.name: (axis.least, axis.most) for axis in axes}
+    example = {axis.name: axis.size for axis in axes}
+    found: dict[str, Condition] = {}
+    for guard in proof.guards:
+        try:
+            condition = guard.condition(names, bounds)
+            holds = condition is None or condition.holds(example)
+        except (KeyError, ValueError):
+            condition, holds = None, False
+        if not holds:
+            words = " and ".join(f"`{axis.name}`" for axis in axes)
+            raise CaptureError(
+                f"{words} of `{type(model).__name__}` cannot be dynamic: {guard.place or guard.expression}",
+                details=[
+                    "what is asked of a size there cannot be asked of other sizes",
+                    f"leave {words} out of `dynamic`",
+                ],
+            )
+        if condition is not None:
+            found.setdefault(condition.text, condition)
+    return tuple(found.values())
 
 
 def resized(

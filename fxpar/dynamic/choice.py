@@ -7,11 +7,13 @@ unlike all other sizes, and no two of them are the same multiple of the example'
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
 from math import gcd, isqrt, prod
 
 from fxpar.capture.program import DynamicAxis, Program
+from fxpar.condition import Condition
 from fxpar.dynamic.fit import monomials
 from fxpar.errors import PlanError
 
@@ -37,13 +39,14 @@ def choose(
     own |= {axis.size for axis in axes}
     example = {axis.name: axis.size for axis in axes}
     refused: set[tuple[str, int]] = set()
-    found = _chosen(axes, parts, own, least or {}, refused)
+    asked = program.conditions
+    found = _chosen(axes, parts, own, least or {}, refused, asked)
     for _ in range(TRIALS):
         if is_general([example, *found]):
             break
         refused |= {(axis, size) for axis, size in found[0].items() if axis == axes[-1].name}
         try:
-            found = _chosen(axes, parts, own, least or {}, refused)
+            found = _chosen(axes, parts, own, least or {}, refused, asked)
         except PlanError:
             break
     return found
@@ -69,6 +72,7 @@ def _chosen(
     own: set[int],
     least: Mapping[str, int],
     refused: set[tuple[str, int]],
+    asked: Sequence[Condition],
 ) -> list[dict[str, int]]:
     taken, ratios = set(own), {Fraction(1)}
     found: list[dict[str, int]] = [{} for _ in range(COUNT)]
@@ -76,23 +80,48 @@ def _chosen(
         for axis in axes:
             floor = least.get(axis.name, 0) if turn == COUNT - 1 else 0
             bad = {Fraction(size, axis.size) for name, size in refused if name == axis.name and turn == 0}
-            sizes[axis.name] = _size(axis, parts[axis.name], taken, ratios | bad, floor)
+            fits = _Fits(axis.name, sizes, [each for each in asked if axis.name in each.axes])
+            sizes[axis.name] = _size(axis, parts[axis.name], taken, ratios | bad, floor, fits)
             taken.add(sizes[axis.name])
             ratios.add(Fraction(sizes[axis.name], axis.size))
     return found
 
 
-def _size(axis: DynamicAxis, parts: int, taken: set[int], ratios: set[Fraction], floor: int) -> int:
+@dataclass(frozen=True)
+class _Fits:
+    """Whether an axis may have a size, as far as the sizes of others are known."""
+
+    name: str
+    known: Mapping[str, int]
+    asked: Sequence[Condition]
+
+    def __call__(self, size: int) -> bool:
+        sizes = {**self.known, self.name: size}
+        return all(each.holds(sizes) for each in self.asked if sizes.keys() >= set(each.axes))
+
+    @property
+    def details(self) -> list[str]:
+        return [f"the model goes the same way only where {each.text} ({each.place})" for each in self.asked]
+
+
+def _size(
+    axis: DynamicAxis,
+    parts: int,
+    taken: set[int],
+    ratios: set[Fraction],
+    floor: int,
+    fits: _Fits,
+) -> int:
     unit = gcd(axis.size, parts)
     most = axis.most
     if most is not None and floor > most:
-        fitting = (n for n in range(most, 1, -1) if gcd(n, parts) == unit)
+        fitting = (n for n in range(most, 1, -1) if gcd(n, parts) == unit and fits(n))
         top = next((n for n in fitting if Fraction(n, axis.size) not in ratios), None)
         if top is not None:
             return top
         floor = 0
     known: list[int] = []
-    for size in _multiples(unit, parts, max(axis.least, floor), most):
+    for size in filter(fits, _multiples(unit, parts, max(axis.least, floor), most)):
         new = Fraction(size, axis.size) not in ratios
         if new and size not in taken:
             return size
@@ -102,7 +131,11 @@ def _size(axis: DynamicAxis, parts: int, taken: set[int], ratios: set[Fraction],
     limit = f", and at most {most}" if most is not None else ""
     raise PlanError(
         f"axis `{axis.name}` cannot be dynamic: it has too few sizes beside {axis.size}",
-        details=[f"it has to be a multiple of {unit} as in the example{limit}", "leave it out of `dynamic`"],
+        details=[
+            f"it has to be a multiple of {unit} as in the example{limit}",
+            *fits.details,
+            "leave it out of `dynamic`",
+        ],
     )
 
 

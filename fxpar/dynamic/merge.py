@@ -26,6 +26,7 @@ class Merge:
     def __init__(self, fit: Fit) -> None:
         self._fit = fit
         self._where = ""
+        self._in_words = False
         self._polynomials: dict[Polynomial, None] = {}
         self._nodes: list[dict[fx.Node, fx.Node]] = []
 
@@ -119,18 +120,21 @@ class Merge:
         if isinstance(first, slice):
             parts = [(each.start, each.stop, each.step) for each in (first, *others)]
             return slice(*self._value(parts[0], parts[1:]))
-        if type(first) is str:
+        if type(first) is str and self._in_words:
             return self._words(first, others)
-        if any(other != first for other in others):
+        if any(other != first and (other == other or first == first) for other in others):
             raise self._different(first, others[0])
         return first
 
     def _said(self, first: Any, others: Sequence[Any]) -> Any:
         """Words for people: those of the example where they cannot be made one."""
+        self._in_words = True
         try:
             return self._value(first, others)
         except ShardError:
             return first
+        finally:
+            self._in_words = False
 
     def _words(self, first: str, others: Sequence[str]) -> str:
         """A text in which numbers differ: they become expressions."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from fxpar.emit.callee import callee, op_name
 from fxpar.emit.forms import Field, Form, Piece, forms
@@ -97,7 +98,11 @@ class Calls:
 
     def text(self, piece: Piece, arguments: list[Argument]) -> str:
         """Return a piece on one line."""
-        written = [flat(item) for field in piece.fields for item in self.field(field, arguments)]
+        written = [
+            f"({flat(item)})" if _is_sum(field, arguments) and any(piece.texts) else flat(item)
+            for field in piece.fields
+            for item in self.field(field, arguments)
+        ]
         return "".join(text + item for text, item in zip(piece.texts, [*written, ""]))
 
     def items(self, piece: Piece, arguments: list[Argument]) -> Iterator[Expression]:
@@ -133,6 +138,12 @@ class Calls:
             named = named or not argument.given
 
 
+def _is_sum(field: Field, arguments: Sequence[Argument]) -> bool:
+    """Whether a field is a size that is written with operators."""
+    value = None if field.special or field.spread else arguments[field.position].value
+    return isinstance(value, Size) and not str(value.polynomial).isidentifier()
+
+
 def bind(node: fx.Node) -> Iterator[Argument]:
     """Yield the arguments of a call by the op's schema; new tensors get a device even where none is given."""
     schema = getattr(node.target, "_schema", None)
@@ -155,8 +166,9 @@ def bind(node: fx.Node) -> Iterator[Argument]:
 
 
 def _same(value: Any, default: Any) -> bool:
-    """Say whether a value is the default, type included: `True` is not `1`."""
-    return type(value) is type(default) and bool(value == default)
+    """Say whether a value is the default, type included: `True` is not `1`, and no size is a number."""
+    varies = any(isinstance(leaf, Size) for leaf in pytree.tree_leaves(value))
+    return not varies and type(value) is type(default) and bool(value == default)
 
 
 def _fits(form: Form, arguments: list[Argument]) -> bool:

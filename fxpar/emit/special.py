@@ -10,6 +10,7 @@ from torch import fx
 
 from fxpar.emit.literals import OPEN
 from fxpar.emit.text import Expression, flat, keyword
+from fxpar.size import Size
 
 #: Writes one argument.
 Writer = Callable[[Any], Expression]
@@ -24,12 +25,17 @@ def special(name: str, values: Sequence[Any], write: Writer) -> list[Expression]
 
 def _slice(values: Sequence[Any], write: Writer) -> Sequence[Expression]:
     _, dim, start, end, step = values
-    first = "" if start in (None, 0) else flat(write(start))
+    first = "" if start is None or is_number(start, 0) else flat(write(start))
     last = "" if end is None or (isinstance(end, int) and end >= OPEN) else flat(write(end))
-    stride = "" if step == 1 else f":{flat(write(step))}"
+    stride = "" if is_number(step, 1) else f":{flat(write(step))}"
     if " " in first + last:
         first, last = first and f"{first} ", last and f" {last}"
     return [_at(dim, f"{first}:{last}{stride}")]
+
+
+def is_number(value: object, number: int) -> bool:
+    """Say whether a value is this number at all sizes: a size is not, though it may be in the example."""
+    return value == number and not isinstance(value, Size)
 
 
 def _select(values: Sequence[Any], write: Writer) -> Sequence[Expression]:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from fxpar.condition import Condition
 from fxpar.errors import EmitError
 from fxpar.mesh import Mesh
 from fxpar.pipeline.spec import StageSpec
-from fxpar.runtime import sizes
+from fxpar.runtime import plain, sizes
 from fxpar.shard.overlap import Overlap
 
 #: Raised whenever an older reader would misunderstand what is written.
@@ -142,6 +143,8 @@ class Manifest:
     """The paths of the model's opaque modules, which are built from the model's source."""
     dynamic: tuple[AxisSpec, ...] = ()
     """The axes whose sizes may differ; shapes and layouts then have expressions of them."""
+    conditions: tuple[Condition, ...] = ()
+    """What else has to hold of the sizes of these axes."""
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     ranks: tuple[tuple[str, ...], ...] = ()
@@ -169,7 +172,13 @@ class Manifest:
     def to_json(self) -> str:
         """The manifest as text, the same for the same partition."""
         data = asdict(self) | {"stages": [stage.to_json() for stage in self.stages]}
-        data = sizes.written(data) if self.dynamic else {k: v for k, v in data.items() if k != "dynamic"}
+        for entry in (*data["inputs"], *data["outputs"]):
+            entry["value"] = plain.to_json(entry["value"])
+        data = (
+            sizes.written(data)
+            if self.dynamic
+            else {k: v for k, v in data.items() if k not in ("dynamic", "conditions")}
+        )
         return json.dumps(data, indent=1, sort_keys=False) + "\n"
 
     @staticmethod
@@ -198,10 +207,14 @@ class Manifest:
 
 def _manifest(data: dict[str, Any]) -> Manifest:
     dynamic = tuple(AxisSpec(**entry) for entry in data.get("dynamic", ()))
+    example = {axis.name: axis.size for axis in dynamic}
     if dynamic:
-        data = sizes.read(data, {axis.name: axis.size for axis in dynamic})
+        data = sizes.read(data, example)
+    for entry in (*data["inputs"], *data["outputs"]):
+        entry["value"] = plain.from_json(entry["value"], example)
     tuples = {
         "dynamic": dynamic,
+        "conditions": tuple(Condition(**entry) for entry in data.get("conditions", ())),
         "inputs": tuple(InputSpec(**_tupled(entry)) for entry in data["inputs"]),
         "prepared": tuple(PreparedSpec(e["name"], _cut(e["cut"])) for e in data["prepared"]),
         "outputs": tuple(_output(entry) for entry in data["outputs"]),

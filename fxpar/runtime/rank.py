@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxpar.capture.tree import flatten
 from fxpar.errors import RankError
-from fxpar.runtime import conversions
+from fxpar.runtime import conversions, plain
 from fxpar.runtime.cutting import joined, part
 from fxpar.runtime.gradients import clip_gradients_, gradient_norm
 from fxpar.runtime.groups import Groups
@@ -156,7 +156,9 @@ class Rank(nn.Module):
         given = dict(leaf for name, v in [*zip(names, args), *kwargs.items()] for leaf in flatten(name, v))
         known = {spec.name for spec in self.manifest.inputs}
         errors = [f"`{name}` is no input of the model" for name in sorted(given.keys() - known)]
-        sizes, wrong = bind_sizes(self.manifest.dynamic, self.manifest.inputs, given)
+        sizes, wrong = bind_sizes(
+            self.manifest.dynamic, self.manifest.inputs, given, self.manifest.conditions
+        )
         current = self.manifest.at(sizes)
         errors += [*wrong, *(problem for spec in current.inputs if (problem := self._misfit(spec, given)))]
         if errors:
@@ -241,7 +243,7 @@ def _part(value: Tensor, cut: CutSpec | None, number: int, count: int) -> Tensor
 def _misfit(spec: InputSpec, given: Mapping[str, Any]) -> str:
     value = given.get(spec.name)
     if not spec.placeholder:
-        same = type(value) is type(spec.value) and value == spec.value
+        same = plain.same(value, spec.value)
         return (
             ""
             if same or spec.name not in given

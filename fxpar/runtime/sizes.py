@@ -11,6 +11,7 @@ from torch import Tensor
 from fxpar.size import Size, parse
 
 if TYPE_CHECKING:
+    from fxpar.condition import Condition
     from fxpar.runtime.manifest import AxisSpec, InputSpec
 
 T = TypeVar("T")
@@ -58,7 +59,10 @@ def at(data: T, sizes: Mapping[str, int]) -> T:
 
 
 def bind(
-    axes: Sequence[AxisSpec], inputs: Sequence[InputSpec], given: Mapping[str, Any]
+    axes: Sequence[AxisSpec],
+    inputs: Sequence[InputSpec],
+    given: Mapping[str, Any],
+    conditions: Sequence[Condition] = (),
 ) -> tuple[dict[str, int], list[str]]:
     """The size of every dynamic axis in the inputs of a call, where it is first met, and what is wrong with these."""
     found: dict[str, int] = {}
@@ -68,7 +72,9 @@ def bind(
             continue
         found.setdefault(name, int(value.shape[dim]))
     errors = [wrong for axis in axes for wrong in _wrong(axis, found.get(axis.name))]
-    return {axis.name: found.get(axis.name, axis.size) for axis in axes}, errors
+    sizes = {axis.name: found.get(axis.name, axis.size) for axis in axes}
+    asked = [] if errors else [each for each in conditions if not each.holds(sizes)]
+    return sizes, errors + [_asked(each, sizes) for each in asked]
 
 
 def _places(inputs: Sequence[InputSpec]) -> Iterator[tuple[InputSpec, int, str]]:
@@ -77,6 +83,13 @@ def _places(inputs: Sequence[InputSpec]) -> Iterator[tuple[InputSpec, int, str]]
         for dim, size in enumerate(spec.shape):
             if isinstance(size, Size):
                 yield spec, dim, str(size.polynomial)
+
+
+def _asked(condition: Condition, sizes: Mapping[str, int]) -> str:
+    """What is wrong with sizes for which the model goes another way than in the example."""
+    found = ", ".join(f"{axis} = {sizes[axis]}" for axis in condition.axes)
+    at = f" ({condition.place})" if condition.place else ""
+    return f"{found}: the model goes the same way only where {condition.text}{at}"
 
 
 def _wrong(axis: AxisSpec, length: int | None) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from fxpar.plan import Plan
 from fxpar.runtime.assemble import assemble
 from fxpar.runtime.groups import Groups
 from fxpar.runtime.load import load
-from fxpar.runtime.manifest import AxisSpec
+from fxpar.runtime.manifest import AxisSpec, Manifest
 from fxpar.runtime.rank import Rank
 from fxpar.verification.reference import Reference, compute
+
+#: How many multiples away from the example's size another one is looked for.
+STEPS = 64
 
 
 @dataclass
@@ -106,7 +109,7 @@ def subjects(found: Subject) -> list[Subject]:
     if not axes:
         return [found]
     example = {axis.name: axis.size for axis in axes}
-    other = {axis.name: other_size(axis) for axis in axes}
+    other = other_sizes(found.partition.manifest)
     places = found.partition.program.dynamic
     args, kwargs = resized(found.model, found.args, found.kwargs, places, other, values=True)
     return [replace(found, sizes=example), replace(found, args=args, kwargs=kwargs, sizes=other)]
@@ -118,6 +121,27 @@ def other_size(axis: AxisSpec) -> int:
     if axis.most is None or more <= axis.most:
         return more
     return less if less >= axis.least else axis.size
+
+
+def other_sizes(manifest: Manifest) -> dict[str, int]:
+    """Sizes that the dynamic axes may have together; of an axis that may have no other, the example's."""
+    sizes = {axis.name: axis.size for axis in manifest.dynamic}
+    whole = {axis.name: other_size(axis) for axis in manifest.dynamic}
+    if all(condition.holds(whole) for condition in manifest.conditions):
+        return whole
+    for axis in manifest.dynamic:
+        tried = ({**sizes, axis.name: size} for size in _nearby(axis))
+        fitting = (each for each in tried if all(asked.holds(each) for asked in manifest.conditions))
+        sizes = next(fitting, sizes)
+    return sizes
+
+
+def _nearby(axis: AxisSpec) -> Iterator[int]:
+    """Sizes that an axis may have by itself, the nearest to the example's first."""
+    for step in range(1, STEPS + 1):
+        for size in (axis.size + step * axis.multiple, axis.size - step * axis.multiple):
+            if axis.least <= size and (axis.most is None or size <= axis.most):
+                yield size
 
 
 def is_float64(model: nn.Module) -> bool:

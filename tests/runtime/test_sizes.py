@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from fxpar.condition import Condition
 from fxpar.runtime.manifest import AxisSpec, CutSpec, InputSpec
 from fxpar.runtime.sizes import at, bind, read, written
 from fxpar.size import Size
@@ -36,6 +37,19 @@ INPUTS = (InputSpec("ids", "ids", "int64", (B, S)), InputSpec("mask", "mask", "i
 def test_sizes_are_those_of_the_inputs(shape: tuple[int, int], wrong: list[str]) -> None:
     given = {"ids": torch.zeros(shape), "mask": torch.zeros(shape[1], 3)}
     assert bind(AXES, INPUTS, given) == ({"batch": shape[0], "sequence": shape[1]}, wrong)
+
+
+def test_conditions_are_asked_of_sizes_that_fit() -> None:
+    conditions = (Condition("batch * sequence < 500", "model.py:7"), Condition("sequence != 16"))
+    given = {"ids": torch.zeros(16, 32), "mask": torch.zeros(32, 3)}
+    assert bind(AXES, INPUTS, given, conditions)[1] == [
+        "batch = 16, sequence = 32: the model goes the same way only where batch * sequence < 500 (model.py:7)"
+    ]
+    assert bind(AXES, INPUTS, {}, conditions)[1] == [
+        "sequence = 16: the model goes the same way only where sequence != 16"
+    ]
+    wrong = bind(AXES, INPUTS, {"ids": torch.zeros(16, 30)}, conditions)[1]
+    assert wrong == ["sequence = 30 does not divide over 4 parts (cp 2 x tp 2); 28 or 32 would do"]
 
 
 def test_inputs_that_are_missing_count_as_the_example() -> None:
