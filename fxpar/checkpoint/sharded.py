@@ -10,16 +10,17 @@ A replica that several files hold is read from the first of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from math import prod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from fxpar.checkpoint import span
+from fxpar.checkpoint import header, paths, proof, span
+from fxpar.checkpoint.box import Box
+from fxpar.checkpoint.header import Header
 from fxpar.checkpoint.index import NAME, Index, Indexed, Part
-from fxpar.checkpoint.weights import DTYPES, Box, FileWeights, Weights, assemble, checked, opened
+from fxpar.checkpoint.stored import labelled, refuse
+from fxpar.checkpoint.weights import DTYPES, FileWeights, Weights, assemble, checked
 from fxpar.errors import CheckpointError
 
 
@@ -40,12 +41,13 @@ class CheckpointWeights:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises CheckpointError for a folder without an index, or one that cannot be read."""
+        """Raises CheckpointError for a folder without an index, or one whose boxes are not each tensor exactly once."""
         if not (folder / NAME).is_file():
             raise CheckpointError(f"{folder} is no checkpoint: it has no {NAME}")
         self.folder, self.index = folder, Index.read(folder)
+        refuse(f"{folder / NAME} is damaged", proof.sound(self.index))
         self._parts: dict[str, list[tuple[Part, str]]] = {}
-        self._headers: dict[str, tuple[Any, dict[str, int]]] = {}
+        self._headers: dict[str, Header] = {}
 
     def names(self) -> list[str]:
         """The names of the model's tensors."""
@@ -63,9 +65,26 @@ class CheckpointWeights:
         return DTYPES[code]
 
     def read(self, name: str, boxes: Sequence[Box] | None = None) -> torch.Tensor:
-        """The boxes as one new tensor. Raises CheckpointError for what no file has, and for what two disagree on."""
+        """The boxes as one new tensor. Raises CheckpointError for a file that is missing or damaged."""
         wanted = checked(name, self.shape(name), boxes)
         return assemble(wanted, [self._box(name, box) for box in wanted])
+
+    def check(self, wanted: Mapping[str, Sequence[Part]]) -> None:
+        """Read the headers of all files that have some of these parts. Raises CheckpointError for all that is wrong."""
+        files = {
+            file: None
+            for name, parts in wanted.items()
+            for own in parts
+            for part, file in self._distinct(name)
+            if meet(part, Box(own.offsets, own.sizes))
+        }
+        wrong = []
+        for file in files:
+            try:
+                self._header(file)
+            except CheckpointError as error:
+                wrong += [error.what, *error.details]
+        refuse(f"{self.folder} is no whole checkpoint", wrong)
 
     def _tensor(self, name: str) -> Indexed:
         if name not in self.index.tensors:
@@ -84,9 +103,10 @@ class CheckpointWeights:
 
     def _box(self, name: str, box: Box) -> torch.Tensor:
         result = torch.empty(box.sizes, dtype=self.dtype(name))
-        pieces = [(common, part, file) for part, file in self._distinct(name) if (common := meet(part, box))]
-        self._check_cover(name, box, [common for common, _, _ in pieces])
-        for common, part, file in pieces:
+        for part, file in self._distinct(name):
+            common = meet(part, box)
+            if common is None:
+                continue
             inside = tuple(at + c - p for at, c, p in zip(part.local, common.offsets, part.offsets))
             piece = self._piece(name, file, Box(inside, common.sizes))
             if common == box:
@@ -95,50 +115,25 @@ class CheckpointWeights:
             result[Box(own, common.sizes).slices] = piece
         return result
 
-    def _check_cover(self, name: str, box: Box, found: Sequence[Box]) -> None:
-        missing = [box] if prod(box.sizes) else []
-        for common in found:
-            missing = [rest for each in missing for rest in without(each, common)]
-        if missing:
-            raise CheckpointError(
-                f"{self.folder}: no file has a part of `{name}` {list(self.shape(name))}",
-                details=[f"missing: offsets {list(b.offsets)}, sizes {list(b.sizes)}" for b in missing],
-            )
-        if sum(prod(common.sizes) for common in found) != prod(box.sizes):
-            raise CheckpointError(f"{self.folder}: boxes of `{name}` overlap", details=_lines(found))
-
     def _piece(self, name: str, file: str, box: Box) -> torch.Tensor:
         """A box of a file's own tensor."""
-        path, shape = self.folder / file, self._tensor(name).local_shape(file)
-        start = self._start(file, name)
+        found = self._header(file)
+        shape, dtype = found.tensors[name].shape, self.dtype(name)
         try:
-            with path.open("rb", buffering=0) as stream:
-                return span.read(stream.fileno(), start, shape, self.dtype(name), *box)
+            with found.path.open("rb", buffering=0) as stream:
+                return span.read(stream.fileno(), found.start(name), shape, dtype, *box)
         except (OSError, EOFError) as error:
-            raise CheckpointError(f"{path}: `{name}` cannot be read: {error}") from error
+            raise CheckpointError(f"{found.path}: `{name}` cannot be read: {error}") from error
 
-    def _start(self, file: str, name: str) -> int:
-        """Where a tensor starts in its file, which is held against the index. Raises CheckpointError."""
-        header, starts = self._header(file)
-        if name not in starts:
-            raise CheckpointError(f"{self.folder / file} has no `{name}`, as {NAME} says")
-        found = header.get_slice(name)
-        has = found.get_dtype(), tuple(found.get_shape())
-        tensor = self._tensor(name)
-        if has != (tensor.dtype, tensor.local_shape(file)):
-            wanted = f"{tensor.dtype} {list(tensor.local_shape(file))}"
-            what = f"{self.folder / file}: `{name}` is {has[0]} {list(has[1])}, and {wanted} by {NAME}"
-            raise CheckpointError(what)
-        return starts[name]
-
-    def _header(self, file: str) -> tuple[Any, dict[str, int]]:
+    def _header(self, file: str) -> Header:
+        """The header of a file, held against the index."""
         if file not in self._headers:
-            path = self.folder / file
-            if Path(file).name != file or path.resolve().parent != self.folder.resolve():
-                raise CheckpointError(f"{self.folder / NAME}: `{file}` leads out of the folder")
-            if not path.is_file():
-                raise CheckpointError(f"{self.folder} lacks the file {file}")
-            self._headers[file] = opened(path), span.starts(path)
+            if fault := paths.fault(self.folder, file):
+                raise CheckpointError(f"{self.folder / file} {fault}")
+            found = header.read(self.folder / file)
+            wrong = [*proof.agree(self.index, {file: found}), *labelled(self.index, file, found)]
+            refuse(f"{found.path} is not what {NAME} says", wrong)
+            self._headers[file] = found
         return self._headers[file]
 
 
@@ -148,26 +143,3 @@ def meet(part: Part, box: Box) -> Box | None:
     ends = (min(p + n, b + m) for p, n, b, m in zip(part.offsets, part.sizes, box.offsets, box.sizes))
     sizes = tuple(end - start for start, end in zip(starts, ends))
     return Box(starts, sizes) if all(size > 0 for size in sizes) else None
-
-
-def without(box: Box, taken: Box) -> Iterator[Box]:
-    """What is left of a box without another one, as disjoint boxes."""
-    common = meet(Part(taken.offsets, taken.sizes, taken.offsets), box)
-    if common is None:
-        yield box
-        return
-    offsets, sizes = list(box.offsets), list(box.sizes)
-    for dim, (start, size) in enumerate(zip(common.offsets, common.sizes)):
-        for first, length in (
-            (offsets[dim], start - offsets[dim]),
-            (start + size, offsets[dim] + sizes[dim] - start - size),
-        ):
-            if length > 0:
-                yield Box(
-                    (*offsets[:dim], first, *offsets[dim + 1 :]), (*sizes[:dim], length, *sizes[dim + 1 :])
-                )
-        offsets[dim], sizes[dim] = start, size
-
-
-def _lines(boxes: Sequence[Box]) -> list[str]:
-    return [f"offsets {list(box.offsets)}, sizes {list(box.sizes)}" for box in boxes]

@@ -83,7 +83,7 @@ def _ours(root: Path) -> Stored:
         root, sorted({file for tensor in index.tensors.values() for file in tensor.files})
     )
     wrong = [*faults, *wrong, *(proof.agree(index, headers) if not wrong else [])]
-    wrong += [line for file, each in headers.items() for line in _labelled(index, file, each)]
+    wrong += [line for file, each in headers.items() for line in labelled(index, file, each)]
     refuse(f"{root} is no whole checkpoint", wrong)
     return Stored(root, True, index, _light(headers), _companions(root))
 
@@ -136,7 +136,7 @@ def _headers(root: Path, files: Iterable[str]) -> tuple[dict[str, Header], list[
     return found, wrong
 
 
-def _labelled(index: Index, file: str, header: Header) -> list[str]:
+def labelled(index: Index, file: str, header: Header) -> list[str]:
     """Where a file says of itself that it is another one: files that were swapped have the same shapes."""
     if "fxpar" not in header.metadata:
         return []

@@ -19,18 +19,22 @@ class Untied:
             if other in self._keys:
                 self._keys.setdefault(first, other)
 
+    def key(self, name: str) -> str:
+        """The name by which the weights know a tensor."""
+        return self._keys.get(name, name)
+
     def names(self) -> Sequence[str]:
         """The names of all tensors."""
         return list(self._keys)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The sizes of the whole tensor."""
-        return self._weights.shape(self._keys.get(name, name))
+        return self._weights.shape(self.key(name))
 
     def dtype(self, name: str) -> torch.dtype:
         """Its dtype."""
-        return self._weights.dtype(self._keys.get(name, name))
+        return self._weights.dtype(self.key(name))
 
     def read(self, name: str, boxes: Sequence[Box] | None = None) -> torch.Tensor:
         """The boxes as one new tensor."""
-        return self._weights.read(self._keys.get(name, name), boxes)
+        return self._weights.read(self.key(name), boxes)

@@ -216,7 +216,7 @@ def compare(
         if name in present and tuple(weights.shape(name)) != tuple(shape)
     ]
     wrong += [
-        f"dtype of `{name}`: {weights.dtype(name)} in the file, {dtype} in the model"
+        f"dtype of `{name}`: {weights.dtype(name)} in the file, {dtype} in the model".replace("torch.", "")
         for name, dtype in sorted((dtypes or {}).items())
         if name in present and weights.dtype(name) != dtype
     ]

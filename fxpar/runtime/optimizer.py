@@ -156,7 +156,7 @@ def state_file(file: str) -> str:
     return OPTIMIZER + file.removeprefix(MODEL)
 
 
-def restore(
+def packed(
     optimizer: Optimizer,
     rank: Rank,
     saved: Kept,
@@ -164,35 +164,50 @@ def restore(
     layout: Index,
     *,
     in_order: bool = False,
-) -> None:
-    """Put back what is kept of this rank's parameters, in groups by their names.
+) -> dict[str, Any]:
+    """The `state_dict` with which an optimizer goes on: what was kept of this rank's parameters, by their names.
 
     `saved` is that of all ranks. With `in_order` the groups must have the numbers that they had. Raises CheckpointError
-    that lists all that does not fit, before anything is changed.
+    that lists all that does not fit.
     """
-    groups = _fitting(optimizer, rank, saved, in_order)
+    options = _fitting(optimizer, rank, saved, in_order)
     known = names(rank)
-    numbers: dict[int, int] = {}
-    state: dict[int, dict[str, Any]] = {}
-    packed = []
-    for options, group in zip(groups, optimizer.param_groups):
-        for parameter in group["params"]:
-            number = numbers[id(parameter)] = len(numbers)
-            if kept := _read(known[id(parameter)], parameter, rank, saved, weights, layout):
-                state[number] = kept
-        members = [numbers[id(parameter)] for parameter in group["params"]]
-        packed.append({**group, **options, "params": members})
-    optimizer.load_state_dict({"state": state, "param_groups": packed})
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            _keep_dtypes(optimizer.state[parameter], state.get(numbers[id(parameter)], {}))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    _check_files(saved, weights, layout, rank, {known[id(parameter)] for parameter in parameters})
+    numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+    held = [_read(known[id(parameter)], parameter, rank, saved, weights, layout) for parameter in parameters]
+    groups = [
+        {**group, **found, "params": [numbers[id(parameter)] for parameter in group["params"]]}
+        for found, group in zip(options, optimizer.param_groups)
+    ]
+    return {"state": {number: each for number, each in enumerate(held) if each}, "param_groups": groups}
 
 
-def _keep_dtypes(loaded: dict[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Undo torch's casts to the dtype of the parameter: moments may be kept in a wider one."""
-    for key, value in wanted.items():
-        if isinstance(value, Tensor) and loaded[key].dtype != value.dtype:
-            loaded[key] = value.to(loaded[key].device)
+def put(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load what `packed` made. Moments keep their dtypes, which torch casts to the parameter's: they may be wider."""
+    if not state:
+        return
+    optimizer.load_state_dict(state)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, kept in state["state"].items():
+        loaded = optimizer.state[parameters[number]]
+        for key, value in kept.items():
+            if isinstance(value, Tensor) and loaded[key].dtype != value.dtype:
+                loaded[key] = value.to(loaded[key].device)
+
+
+def _check_files(
+    saved: Kept, weights: CheckpointWeights, layout: Index, rank: Rank, wanted: set[str]
+) -> None:
+    """Raise CheckpointError for files that will be read and are missing or damaged."""
+    file = layout.ranks[rank.groups.rank]
+    parts: dict[str, Sequence[Part]] = {}
+    for name in wanted:
+        for key, slot in saved.slots.get(name, {}).items():
+            zeros = (0,) * len(slot.shape or ())
+            whole = (Part(zeros, slot.shape, zeros),) if slot.shape is not None else None
+            parts[f"{key}/{name}"] = whole or layout.tensors[name].files[file]
+    weights.check(parts)
 
 
 def _fitting(optimizer: Optimizer, rank: Rank, saved: Kept, in_order: bool) -> list[dict[str, Any]]:
@@ -217,7 +232,7 @@ def _fitting(optimizer: Optimizer, rank: Rank, saved: Kept, in_order: bool) -> l
             ]
         mine |= set(own)
         found.append(plain.decoded(was[own[0]].options) if own else {})
-    problems += [f"unexpected: `{name}`" for name in set(known.values()) & was.keys() - mine]
+    problems += [f"unexpected: `{name}`" for name in sorted(set(known.values()) & was.keys() - mine)]
     if problems:
         raise CheckpointError("the optimizer does not fit the checkpoint's", details=problems)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,16 @@ def restore(
 ) -> int | None:
     """Read a checkpoint that a run of the same model saved, at whatever mesh, into a rank; return its step number.
 
-    Parameters and persistent buffers keep their places. See `resume` for the rest.
+    Parameters and persistent buffers keep their places. See `resume` for the rest. After an error all is as it was.
     """
     layout, ties = layout_of(rank), rank.manifest.ties
     read = reader(layout, rank.groups.rank, rank.manifest, folder)
-    step = resume(rank, folder, optimizer=optimizer, scheduler=scheduler)
+    state = _State.read(rank, folder, optimizer, scheduler)
     held = layout.tensors.keys() | {name for name, first in ties.items() if first in layout.tensors}
     for module in (rank.stage, rank.prepare):
         if module is not None:
             fill(module, read, rank.padding, held)
-    return step
+    return state.put(rank, optimizer, scheduler)
 
 
 def resume(
@@ -53,19 +53,42 @@ def resume(
     by name. What is not given is not restored. The states of torch's own generators are where they were the same on all
     ranks, or the mesh is the same. Raises CheckpointError that lists all that does not fit.
     """
-    saved = Training.read(folder)
-    _check(folder, saved, optimizer, scheduler)
-    if optimizer is not None and saved.optimizer is not None:
-        weights = CheckpointWeights(folder)
-        kept = replace(saved.optimizer, slots=training.slots(weights.index))
-        in_order = scheduler is not None
-        optimizers.restore(optimizer, rank, kept, weights, layout_of(rank), in_order=in_order)
-    if scheduler is not None and saved.scheduler is not None:
-        scheduler.load_state_dict(plain.decoded(saved.scheduler["state"]))
-    rank.randomness.load_state_dict(saved.randomness)
-    device = next((t.device for t in rank.stage.parameters()), torch.device("cpu"))
-    training.restore_generators(saved, rank, device)
-    return saved.step
+    return _State.read(rank, folder, optimizer, scheduler).put(rank, optimizer, scheduler)
+
+
+@dataclass
+class _State:
+    """What a rank restores besides parameters and buffers, read and held against what it is put into."""
+
+    saved: Training
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    generators: dict[torch.device, Tensor]
+
+    @staticmethod
+    def read(rank: Rank, folder: Path, optimizer: Optimizer | None, scheduler: Any) -> _State:
+        """Raises CheckpointError; nothing is changed."""
+        saved = Training.read(folder)
+        _check(folder, saved, optimizer, scheduler)
+        packed: dict[str, Any] = {}
+        if optimizer is not None and saved.optimizer is not None:
+            weights, layout = CheckpointWeights(folder), layout_of(rank)
+            kept = replace(saved.optimizer, slots=training.slots(weights.index))
+            in_order = scheduler is not None
+            packed = optimizers.packed(optimizer, rank, kept, weights, layout, in_order=in_order)
+        state = plain.decoded(saved.scheduler["state"]) if saved.scheduler is not None else {}
+        return _State(saved, packed, state, training.own_generators(saved, rank))
+
+    def put(self, rank: Rank, optimizer: Optimizer | None, scheduler: Any) -> int | None:
+        """Let everything go on from here."""
+        if optimizer is not None:
+            optimizers.put(optimizer, self.optimizer)
+        if scheduler is not None:
+            scheduler.load_state_dict(self.scheduler)
+        rank.randomness.load_state_dict(self.saved.randomness)
+        for device, state in self.generators.items():
+            training.set_generator(device, state)
+        return self.saved.step
 
 
 def _check(folder: Path, saved: Training, optimizer: Optimizer | None, scheduler: Any) -> None:
@@ -94,11 +117,19 @@ def reader(layout: Index, rank: int, manifest: Manifest, path: Path) -> Read:
 
     Raises CheckpointError that lists all names, shapes and dtypes that do not fit.
     """
-    weights = Untied(open_weights(path), manifest.ties)
+    opened = open_weights(path)
+    weights = Untied(opened, manifest.ties)
     shapes = {name: tensor.shape for name, tensor in layout.tensors.items()}
     dtypes = {name: DTYPES[tensor.dtype] for name, tensor in layout.tensors.items()}
-    compare(shapes, weights, [*manifest.tensors, *manifest.ties], dtypes)
-    return partial(_part, layout, layout.ranks[rank], manifest.ties, weights)
+    try:
+        compare(shapes, weights, [*manifest.tensors, *manifest.ties], dtypes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} does not fit the partition", details=error.details) from None
+    file = layout.ranks[rank]
+    if isinstance(opened, CheckpointWeights):
+        mine = {name: t.files[file] for name, t in layout.tensors.items() if file in t.files}
+        opened.check({weights.key(name): parts for name, parts in mine.items()})
+    return partial(_part, layout, file, manifest.ties, weights)
 
 
 def _part(layout: Index, file: str, ties: Mapping[str, str], weights: Weights, name: str) -> Tensor:

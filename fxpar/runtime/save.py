@@ -10,7 +10,6 @@ checkpoint/
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -19,16 +18,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from fxpar.checkpoint import index as indexes
 from fxpar.checkpoint import shardfile
+from fxpar.checkpoint.commit import settle, sync
 from fxpar.checkpoint.index import Index
 from fxpar.checkpoint.shardfile import Entry
 from fxpar.checkpoint.weights import DTYPES
 from fxpar.emit.staging import staged
+from fxpar.errors import CheckpointError
 from fxpar.runtime import optimizer as optimizers
 from fxpar.runtime import training
 from fxpar.runtime.agree import agreed, exchange
@@ -65,23 +65,26 @@ def save(
             if first:
                 _commit(rank, layout, place)
                 stack.close()
-                _sync(target.absolute().parent)
+                sync(target.absolute().parent)
 
 
 def _collect(rank: Rank, optimizer: Optimizer | None, scheduler: Any, step: int | None) -> Training:
-    device = next((t.device for t in rank.stage.parameters()), torch.device("cpu"))
     return Training(
         step,
         dict(rank.manifest.mesh),
         optimizers.collect(optimizer, rank) if optimizer is not None else None,
         training.scheduled(scheduler) if scheduler is not None else None,
         rank.randomness.state_dict(),
-        [training.generators(device)],
+        [training.generators(rank)],
     )
 
 
 def _write(rank: Rank, layout: Index, mine: Training, place: Path) -> None:
     """Write this rank's part of everything, and a note of it to the first rank."""
+    if not place.is_dir():
+        raise CheckpointError(
+            f"{place} is not there", details=["all ranks save to a file system that they share"]
+        )
     number = rank.groups.rank
     file = layout.ranks[number]
     writes = layout.ranks.index(file) == number
@@ -135,22 +138,6 @@ def _commit(rank: Rank, layout: Index, place: Path) -> None:
     kept = whole.optimizer
     state = optimizers.indexed(layout, kept.slots) if kept is not None else {}
     index = replace(layout, tensors={**layout.tensors, **state})
-    _write_text(place / training.NAME, whole.to_json())
-    _write_text(place / indexes.NAME, index.to_json())
-    _sync(place)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    (place / training.NAME).write_text(whole.to_json(), encoding="utf-8")
+    (place / indexes.NAME).write_text(index.to_json(), encoding="utf-8")
+    settle(place)

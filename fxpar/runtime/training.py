@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from fxpar.checkpoint import plain
 from fxpar.checkpoint.index import Index
@@ -140,30 +141,45 @@ def scheduled(scheduler: Any) -> dict[str, Any]:
     return {"class": kind(scheduler), "state": state}
 
 
-def generators(device: torch.device) -> dict[str, str]:
-    """The states of the default generators of the CPU and of a device."""
+def generators(rank: Rank) -> dict[str, str]:
+    """The states of the default generators of the CPU and of a rank's device."""
+    device = _device(rank)
     states = {"cpu": torch.get_rng_state()}
     if device.type not in ("cpu", "meta"):
         states[device.type] = torch.get_device_module(device).get_rng_state(device)
     return {place: base64.b64encode(bytes(state.tolist())).decode() for place, state in states.items()}
 
 
-def restore_generators(training: Training, rank: Rank, device: torch.device) -> None:
-    """Let the default generators go on; states that differ by rank only where the mesh is the same."""
-    states = training.generators
+def own_generators(training: Training, rank: Rank) -> dict[torch.device, Tensor]:
+    """The states with which a rank's generators go on; where they differ by rank, only if the mesh is the same."""
+    states, here = training.generators, _device(rank)
     if len(states) > 1 and (
         training.mesh != dict(rank.manifest.mesh) or len(states) != rank.groups.mesh.world
     ):
-        return
+        return {}
+    found = {}
     for place, text in states[min(rank.groups.rank, len(states) - 1)].items() if states else ():
+        device = here if place == here.type else torch.device("cpu")
         try:
             state = torch.tensor(list(base64.b64decode(text, validate=True)), dtype=torch.uint8)
-            if place == "cpu":
-                torch.set_rng_state(state)
-            elif place == device.type:
-                torch.get_device_module(device).set_rng_state(state, device)
+            if place in ("cpu", here.type):
+                torch.Generator(device).set_state(state)
+                found[device] = state
         except (ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{NAME} is damaged: `{place}` has no state of a generator") from error
+    return found
+
+
+def set_generator(device: torch.device, state: Tensor) -> None:
+    """Let the default generator of a device go on."""
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
+def _device(rank: Rank) -> torch.device:
+    return next((tensor.device for tensor in rank.stage.parameters()), torch.device("cpu"))
 
 
 def merged(ranks: Sequence[Training]) -> Training:
