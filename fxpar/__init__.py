@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fxpar.plan import Plan
-
 if TYPE_CHECKING:
     from fxpar.api import infer_axes, load, parallelize, partition, verify
+    from fxpar.plan import Plan
 
 __all__ = ["Plan", "infer_axes", "load", "parallelize", "partition", "verify"]
 
@@ -22,7 +21,11 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first asked for."""
+    """Import what needs torch, or anything that is installed, when it is first asked for."""
+    if name == "Plan":
+        from fxpar import plan
+
+        return plan.Plan
     if name in __all__:
         from fxpar import api
 

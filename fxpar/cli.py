@@ -26,13 +26,13 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names of all commands."""
         names = (module.name for module in pkgutil.iter_modules(commands.__path__))
-        return sorted(name for name in names if not name.startswith("_"))
+        return sorted(name.replace("_", "-") for name in names if not name.startswith("_"))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of one command; its `command` is what runs."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = import_module(f"fxpar.commands.{cmd_name}").command
+        command: click.Command = import_module(f"fxpar.commands.{cmd_name.replace('-', '_')}").command
         return command
 
 
