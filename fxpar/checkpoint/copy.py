@@ -124,10 +124,10 @@ class Copy:
                 yield Job(task, step, task.tiling.tile(step))
 
     def _carry_out(self, worker: Worker, job: Job) -> None:
-        sums = self._log.known(job.of.number, job.step) if self._log else None
+        sums = self._log.known(job.of.number, job.step) if self._log is not None else None
         if sums is None or not worker.lies_there(job, sums):
             sums = worker.copy(job)
-            if self._log:
+            if self._log is not None:
                 self._log.add(job.of.number, job.step, sums)
         with self._lock:
             job.of.add(job.tile, sums)

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from fxpar.checkpoint import dtypes
 from fxpar.errors import CheckpointError
@@ -23,6 +23,7 @@ from fxpar.errors import CheckpointError
 LONGEST = 100_000_000
 #: The most dims of a tensor, and the largest size of one.
 RANK, LARGEST = 32, 2**63 - 1
+DIGITS = len(str(LARGEST))
 METADATA = "__metadata__"
 
 
@@ -61,35 +62,34 @@ class Header:
 
 
 def read(path: Path) -> Header:
-    """Read the header of a file. Raises CheckpointError, which names the file, for anything that is not safetensors."""
+    """Read the header of a file. Raises CheckpointError, which names the file, for what is not safetensors."""
     try:
         # Opening a pipe would wait for whoever writes to it.
         if not stat.S_ISREG(path.stat().st_mode):
             raise CheckpointError(f"{path} is no file")
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            text = _text(file.read(8), status.st_size, lambda length: file.read(length))
+            text = _text(file, status.st_size)
+        metadata, tensors = parse(text, status.st_size - 8 - len(text))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    try:
-        metadata, tensors = parse(text, status.st_size - 8 - len(text))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     digest = hashlib.sha256(text).hexdigest()
     return Header(path, status.st_size, status.st_mtime_ns, digest, metadata, tensors, 8 + len(text))
 
 
-def _text(first: bytes, size: int, read: Any) -> bytes:
+def _text(file: BinaryIO, size: int) -> bytes:
+    """The header of a file of that many bytes. Raises ValueError."""
+    first = file.read(8)
     length = int.from_bytes(first, "little")
     if len(first) < 8:
-        raise ValueError(f"a safetensors file begins with 8 bytes, this one has {size}")
+        raise ValueError(f"a safetensors file begins with 8 bytes, this one has {len(first)}")
     if length >= LONGEST:
         raise ValueError(f"its header would have {length} bytes, and less than {LONGEST} are read")
     if length > size - 8:
         raise ValueError(f"its header would have {length} bytes, and only {size - 8} follow: it was cut off")
-    text: bytes = read(length)
+    text = file.read(length)
     if len(text) < length:
         raise ValueError(f"its header has {length} bytes, and only {len(text)} could be read")
     return text
@@ -112,7 +112,7 @@ def _json(text: bytes) -> dict[str, Any]:
     try:
         decoded = text.decode("utf-8")
         fields: dict[str, Any] = json.loads(
-            decoded, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_refuse
+            decoded, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_refuse, parse_int=_number
         )
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"its header is not JSON: {error}") from error
@@ -128,6 +128,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"its header has the key `{key}` twice")
         found[key] = value
     return found
+
+
+def _number(text: str) -> int:
+    """A whole number; one of many digits would be slow to read, and no size has them."""
+    return int(text) if len(text) <= DIGITS else LARGEST + 1
 
 
 def _refuse(text: str) -> NoReturn:

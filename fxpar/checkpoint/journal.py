@@ -74,8 +74,8 @@ class Journal:
 
     def known(self, task: int, tile: int) -> list[int] | None:
         """The checksums of a tile that was done when the journal was opened."""
-        number = int(np.searchsorted(self._keys, task << 32 | tile))
-        if number == len(self._keys) or self._keys[number] != task << 32 | tile:
+        number = int(np.searchsorted(self._keys, task << 32 | tile, side="right")) - 1
+        if number < 0 or self._keys[number] != task << 32 | tile:
             return None
         line = self._line(int(self._places[number]))
         try:

@@ -105,6 +105,7 @@ def _placed(conversion: Conversion, destination: Path, options: Options) -> Repo
         conversion.check_room(workplace.new)
         return _written(conversion, workplace, options)
     except OSError as error:
+        conversion.check_unchanged()
         keep = True
         what = f"{error.filename or destination}: {error.strerror or error}"
         raise CheckpointError(what, details=["--resume goes on from here"]) from error

@@ -71,7 +71,7 @@ def open_folder(path: Path) -> Stored:
         )
     if path.is_file():
         return _foreign(path.parent.resolve(), None, [path.name], alone=True)
-    raise CheckpointError(f"{path} does not exist")
+    raise CheckpointError(f"{path} is no folder and no file")
 
 
 def _ours(root: Path) -> Stored:

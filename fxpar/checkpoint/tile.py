@@ -22,7 +22,7 @@ from fxpar.checkpoint.cover import local
 from fxpar.checkpoint.geometry import Geometry, Parts
 
 #: Bytes of a tile at most.
-BYTES = 2 << 20
+BYTES = 4 << 20
 #: A tensor of at most so many tiles keeps those that have at most so many runs.
 FEW, RUNS = 4, 64
 Slices = tuple[slice, ...]
