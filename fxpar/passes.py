@@ -206,6 +206,7 @@ def _manifest(made: _Made, plan: Plan, source: str) -> Manifest:
         seed=plan.seed,
         random=manifests.needs_seed(graphs),
         inputs=manifests.inputs(sharded.program),
+        positional=sharded.program.positional,
         prepared=manifests.prepared(made.batch),
         outputs=outputs,
         loss=made.loss,

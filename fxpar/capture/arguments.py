@@ -11,6 +11,17 @@ from torch import nn
 from fxpar.errors import CaptureError
 
 
+def positional(model: nn.Module) -> tuple[str, ...]:
+    """The names that arguments of `forward` given by position have, in order; `*names` takes all further ones."""
+    found = inspect.signature(model.forward).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(
+        f"*{each.name}" if each.kind is inspect.Parameter.VAR_POSITIONAL else each.name
+        for each in found
+        if each.kind in (*named, inspect.Parameter.VAR_POSITIONAL)
+    )
+
+
 def arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Name the arguments of `model(*args, **kwargs)`, in the order in which they are given.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxpar.capture.arguments import positional
 from fxpar.capture.clean import clean, drop_dead
 from fxpar.capture.export import ROOT, Traced, trace
 from fxpar.capture.failure import failure
@@ -152,6 +153,7 @@ def _program(model: nn.Module, traced: Traced, graph: fx.Graph, ties: Mapping[st
         persistent=frozenset(model.state_dict(keep_vars=True)) - set(ties),
         training=model.training,
         leaves=traced.leaf_calls.leaves,
+        positional=positional(model),
     )
 
 

@@ -84,6 +84,8 @@ class Program:
     training: bool = True
     leaves: Leaves = field(default_factory=Leaves)
     """The opaque modules, which nodes with this target call."""
+    positional: tuple[str, ...] = ()
+    """The names of the arguments of `forward` by position, as of `fxpar.capture.arguments.positional`."""
     dynamic: tuple[DynamicAxis, ...] = ()
     """The axes whose sizes may differ from call to call."""
     conditions: tuple[Condition, ...] = ()

@@ -139,6 +139,8 @@ class Manifest:
     ties: Mapping[str, str]
     groups: tuple[str, ...]
     """Every kind of group that some rank needs."""
+    positional: tuple[str, ...] = ()
+    """The names of the arguments of the model's forward by position; a last `*name` takes all further ones."""
     opaque: tuple[str, ...] = ()
     """The paths of the model's opaque modules, which are built from the model's source."""
     dynamic: tuple[AxisSpec, ...] = ()
@@ -221,6 +223,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         "stages": tuple(StageSpec.from_json(entry) for entry in data["stages"]),
         "tensors": {name: _tensor(entry) for name, entry in data["tensors"].items()},
         "groups": tuple(data["groups"]),
+        "positional": tuple(data.get("positional", ())),
         "opaque": tuple(data["opaque"]),
         "notes": tuple(data["notes"]),
         "ranks": tuple(tuple(files) for files in data["ranks"]),

@@ -152,10 +152,10 @@ class Rank(nn.Module):
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of a call by placeholder. Raises RankError where they do not fit what was captured."""
-        names = list(dict.fromkeys(spec.name.split(".")[0] for spec in self.manifest.inputs))
-        given = dict(leaf for name, v in [*zip(names, args), *kwargs.items()] for leaf in flatten(name, v))
+        by_name, errors = _named(self.manifest.positional, args, kwargs)
+        given = dict(leaf for name, v in by_name.items() for leaf in flatten(name, v))
         known = {spec.name for spec in self.manifest.inputs}
-        errors = [f"`{name}` is no input of the model" for name in sorted(given.keys() - known)]
+        errors += [f"`{name}` is no input of the model" for name in sorted(given.keys() - known)]
         sizes, wrong = bind_sizes(
             self.manifest.dynamic, self.manifest.inputs, given, self.manifest.conditions
         )
@@ -238,6 +238,23 @@ class Rank(nn.Module):
 
 def _part(value: Tensor, cut: CutSpec | None, number: int, count: int) -> Tensor:
     return value if cut is None else part(value, cut.dim, cut.layout, number, count)
+
+
+def _named(
+    names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of a call by name, as the model's forward takes them, and what is wrong with their number."""
+    plain = [name for name in names if not name.startswith("*")]
+    found, errors = dict(zip(plain, args)), []
+    rest = tuple(args[len(plain) :])
+    if rest and len(names) > len(plain):
+        found[names[-1].removeprefix("*")] = rest
+    elif rest:
+        errors.append(
+            f"{len(args)} arguments by position, and the model takes {len(plain)}: {', '.join(plain)}"
+        )
+    errors += [f"`{name}` is given twice" for name in kwargs if name in found]
+    return {**found, **kwargs}, errors
 
 
 def _misfit(spec: InputSpec, given: Mapping[str, Any]) -> str:
