@@ -45,7 +45,10 @@ class Group:
 
 @dataclass
 class Kept:
-    """An optimizer by the names of parameters: its class, groups, tensors without padding, and other values as JSON."""
+    """An optimizer by the names of parameters: its class, groups, tensors without padding, and other values as JSON.
+
+    On a rank, each parameter that it holds has slots and values, if only none.
+    """
 
     kind: str
     groups: list[Group]
@@ -72,6 +75,8 @@ def collect(optimizer: Optimizer, rank: Rank) -> Kept:
     """What an optimizer keeps on a rank. Raises CheckpointError that lists all that cannot be saved exactly."""
     known, problems = names(rank), list[str]()
     kept = Kept(kind(optimizer), [])
+    for name in known.values():
+        kept.slots[name], kept.values[name] = {}, {}
     for at, group in enumerate(optimizer.param_groups):
         options = {key: value for key, value in group.items() if key not in _NAMES}
         plainly = plain.encoded(options, f"group {at}", problems)
@@ -87,7 +92,7 @@ def collect(optimizer: Optimizer, rank: Rank) -> Kept:
                 problems += _keep(kept, rank, name, key, value, parameter, key in scalars)
             else:
                 plainly = plain.encoded(value, f"`{key}` of `{name}`", problems)
-                kept.values.setdefault(name, {})[key] = plainly
+                kept.values[name][key] = plainly
     if problems:
         raise CheckpointError(
             f"the state of {type(optimizer).__name__} cannot be saved exactly", details=problems
@@ -124,7 +129,7 @@ def _keep(
             "which part of the whole it is, is not known"
         ]
     kept.tensors.setdefault(name, {})[key] = value.detach()
-    kept.slots.setdefault(name, {})[key] = slot
+    kept.slots[name][key] = slot
     return []
 
 

@@ -26,6 +26,7 @@ from fxpar.checkpoint import shardfile
 from fxpar.checkpoint.commit import settle, sync
 from fxpar.checkpoint.index import Index
 from fxpar.checkpoint.shardfile import Entry
+from fxpar.checkpoint.stored import open_folder
 from fxpar.checkpoint.weights import DTYPES
 from fxpar.emit.staging import staged
 from fxpar.errors import CheckpointError
@@ -128,7 +129,7 @@ def _tensors(rank: Rank) -> Mapping[str, Tensor]:
 
 
 def _commit(rank: Rank, layout: Index, place: Path) -> None:
-    """Write what belongs to all ranks; the index comes last."""
+    """Write what belongs to all ranks, the index last, and read all headers again: what is there has to be whole."""
     notes = [place / _note(number) for number in range(rank.groups.mesh.world)]
     whole = training.merged([Training.from_json(note.read_text(encoding="utf-8")) for note in notes])
     for note in notes:
@@ -140,4 +141,5 @@ def _commit(rank: Rank, layout: Index, place: Path) -> None:
     index = replace(layout, tensors={**layout.tensors, **state})
     (place / training.NAME).write_text(whole.to_json(), encoding="utf-8")
     (place / indexes.NAME).write_text(index.to_json(), encoding="utf-8")
+    open_folder(place)
     settle(place)

@@ -52,14 +52,12 @@ class Training:
         """The state as text; with `slots`, also which tensors the optimizer keeps, as the index says it later."""
         data: dict[str, Any] = {"format": FORMAT, "step": self.step, "mesh": self.mesh, "optimizer": None}
         if self.optimizer is not None:
-            groups = [vars(group) for group in self.optimizer.groups]
-            data["optimizer"] = {
-                "class": self.optimizer.kind,
-                "groups": groups,
-                "values": self.optimizer.values,
-            }
+            kept = self.optimizer
+            groups = [vars(group) for group in kept.groups]
+            values = {name: each for name, each in kept.values.items() if each or slots}
+            data["optimizer"] = {"class": kept.kind, "groups": groups, "values": values}
             if slots:
-                data["optimizer"]["slots"] = self.optimizer.slots
+                data["optimizer"]["slots"] = kept.slots
         data |= {"scheduler": self.scheduler, "randomness": self.randomness, "generators": self.generators}
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
@@ -232,7 +230,8 @@ def _add(whole: dict[str, T], own: Mapping[str, T], number: int, problems: list[
     """Add what a rank keeps of parameters; ranks that hold the same one have to keep the same of it."""
     for name, found in own.items():
         if whole.setdefault(name, found) != found:
-            problems.append(f"`{name}`: rank {number} keeps {found}, a rank before it {whole[name]}")
+            what = f"{_short(found)}, a rank before it {_short(whole[name])}"
+            problems.append(f"the state of `{name}` on rank {number} is {what}")
 
 
 def _join(

@@ -23,6 +23,7 @@ from fxpar.passes import split
 from fxpar.plan import Plan
 from fxpar.runtime.train import main
 
+Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[2]
 GPT = str(ROOT / "examples" / "nanogpt.py")
 #: All ranks have to end by themselves long before this.
@@ -117,6 +118,63 @@ def test_one_process_needs_no_launcher(
     options = ["--steps", "2", "--lr", "0.01", "--clip", "0.5", "--device", "cpu", "--json"]
     main(folder / "one", [*options, "--batch", f"{tmp_path}/batch.npz"])
     assert read(capsys.readouterr().out) == [pytest.approx(each, rel=1e-9) for each in trained(gpt, 2)[0]]
+
+
+@pytest.mark.gloo
+def test_a_stopped_run_goes_on_at_another_mesh(gpt: origin.Origin, folder: Path, tmp_path: Path) -> None:
+    """Four processes, then two: the steps of one run; batches are taken in turn from where it stopped."""
+    wanted, _ = trained(gpt, 5)
+    options = ["--clip", "0.5", "--device", "cpu", "--json"]
+    first = ["--steps", "3", "--lr", "0.01", "--save", str(tmp_path / "runs"), "--save-every", "2"]
+    done = launch(folder / "four" / "run.py", *options, *first, processes=4)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["step-00002", "step-00003"]
+    second = ["--steps", "2", "--load", str(tmp_path / "runs" / "step-00003")]
+    again = launch(folder / "two" / "run.py", *options, *second, processes=2)
+    assert again.returncode == 0, again.stderr
+    assert read(done.stdout) + read(again.stdout) == [pytest.approx(each, rel=1e-9) for each in wanted]
+
+
+def test_one_process_goes_on(gpt: origin.Origin, folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    """From every step that was saved; with another learning rate, if one is given; or with the weights alone."""
+    options = ["--clip", "0.5", "--device", "cpu", "--json"]
+    wanted, _ = trained(gpt, 4)
+    runs = tmp_path / "runs"
+    main(folder / "one", [*options, "--steps", "2", "--lr", "0.01", "--save", str(runs), "--save-every", "1"])
+    main(folder / "one", [*options, "--steps", "2", "--load", f"{runs}/step-00002"])
+    assert read(capsys.readouterr().out) == [pytest.approx(each, rel=1e-9) for each in wanted]
+    main(folder / "one", [*options, "--steps", "2", "--load", f"{runs}/step-00002", "--lr", "0.5"])
+    third, fourth = read(capsys.readouterr().out)
+    assert third == pytest.approx(wanted[2], rel=1e-9)
+    assert fourth["loss"] != pytest.approx(wanted[3]["loss"], rel=1e-3)
+    main(folder / "one", [*options, "--evaluate", "--load", f"{runs}/step-00002"])
+    assert read(capsys.readouterr().out)[0]["loss"] == pytest.approx(wanted[2]["loss"], rel=1e-9)
+    main(folder / "one", [*options, "--steps", "1", "--load", str(folder / "four")])
+    assert read(capsys.readouterr().out) == [pytest.approx(wanted[0], rel=1e-9)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--save-every", "2"], "--save-every needs a folder\n  --save DIR\n"),
+        (["--evaluate", "--save", "x"], "--evaluate trains nothing to --save\n"),
+        (["--load", "nowhere"], "there is no nowhere\n"),
+    ],
+)
+def test_options_that_go_together(
+    folder: Path,
+    arguments: list[str],
+    said: str,
+    capsys: Capture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(folder / "one", ["--device", "cpu", *arguments])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"rank 0 (stage 0): {said}"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_layers_are_compiled_on_demand(
