@@ -80,9 +80,9 @@ def kept_dims(dims: Dims, skip: Sequence[int] = ()) -> list[Pieces]:
     return [piece(f"!{i}" if i in skip else f"d{i}", dim) for i, dim in enumerate(dims)]
 
 
-def whole(size: int, index: int) -> Pieces:
-    """A dim that the op makes, which is never split."""
-    return piece(f"!new{index}", fresh(size))
+def whole(size: int, index: int, within: tuple[int, ...] = ()) -> Pieces:
+    """A dim that the op makes, which is never split; `within` are the lengths of the dims that it is a slice of."""
+    return piece(f"!new{index}", fresh(size, within=within))
 
 
 def opaque(call: Call) -> Links:

@@ -16,13 +16,17 @@ from typing import TypeAlias
 
 
 class Factor:
-    """An indivisible piece of a dimension: a size (elements) and an identity. A locked factor is never split."""
+    """An indivisible piece of a dimension: a size (elements) and an identity. A locked factor is never split.
 
-    __slots__ = ("bound", "locked", "size")
+    One that a slice made, of which nothing else is known, has the lengths of the dims that were sliced, `within`.
+    """
 
-    def __init__(self, size: int, locked: bool = False) -> None:
+    __slots__ = ("bound", "locked", "size", "within")
+
+    def __init__(self, size: int, locked: bool = False, within: tuple[int, ...] = ()) -> None:
         self.size = size
         self.locked = locked
+        self.within = within
         self.bound: Dim | None = None
 
     def __repr__(self) -> str:
@@ -51,9 +55,9 @@ def size_of(dim: Iterable[Term]) -> int:
     return prod(term.size for term in dim)
 
 
-def fresh(size: int, locked: bool = False) -> Dim:
+def fresh(size: int, locked: bool = False, within: tuple[int, ...] = ()) -> Dim:
     """A dim of one new factor; nothing for size 1."""
-    return () if size == 1 else (Factor(size, locked or size == 0),)
+    return () if size == 1 else (Factor(size, locked or size == 0, within),)
 
 
 def resolve(dim: Dim) -> Dim:

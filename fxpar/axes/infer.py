@@ -193,7 +193,10 @@ def _pointwise_rule(node: fx.Node) -> OpRule | None:
 
 
 def tilings(graph: fx.Graph) -> dict[fx.Node, tuple[tuple[int, ...], int]]:
-    """Slices of one dim that together tile it, without hole or overlap."""
+    """Slices of one dim that together tile it, without hole or overlap.
+
+    Not those that only move a part of it, or overwrite one.
+    """
     slices: dict[tuple[fx.Node, int], dict[tuple[int, int], list[fx.Node]]] = defaultdict(
         lambda: defaultdict(list)
     )
@@ -207,8 +210,26 @@ def tilings(graph: fx.Graph) -> dict[fx.Node, tuple[tuple[int, ...], int]]:
         starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
         if len(ranges) > 1 and starts == [0, *ends[:-1]] and ends[-1] == source.meta["val"].shape[dim]:
             sizes = tuple(end - start for start, end in ranges)
+            if _rolled(sizes, *found.values()) or _overwritten(sizes, *found.values()):
+                continue
             tilings.update({node: (sizes, i) for i, r in enumerate(ranges) for node in found[r]})
     return tilings
+
+
+def _rolled(sizes: tuple[int, ...], *parts: list[fx.Node]) -> bool:
+    """Whether a dim is rolled, `cat([x[1:], x[:1]])`: two parts, one longer, that some concatenation exchanges."""
+    if len(sizes) != 2 or sizes[0] == sizes[1]:
+        return False
+    first, second = sorted(parts, key=lambda nodes: slice_bounds(nodes[0])[1])  # type: ignore[index]
+    users = {user for node in first for user in node.users if op_name(user) == "aten.cat.default"}
+    orders = [list(user.args[0]) for user in users]  # type: ignore[arg-type]
+    return any(len(order) == 2 and order[0] in second and order[1] in first for order in orders)
+
+
+def _overwritten(sizes: tuple[int, ...], *parts: list[fx.Node]) -> bool:
+    """Whether a part of a dim was overwritten, which is no half (or third) of it: a token, not a projection."""
+    rest = any(node.meta.get("rest") for nodes in parts for node in nodes)
+    return rest and len(set(sizes)) > 1
 
 
 def slice_bounds(node: fx.Node) -> tuple[tuple[fx.Node, int], tuple[int, int]] | None:

@@ -8,7 +8,7 @@ import torch
 
 from fxpar.axes.apply import piece
 from fxpar.axes.call import Call, kept_dims, opaque, whole
-from fxpar.axes.factor import concatenation, fresh, resolve, size_of
+from fxpar.axes.factor import Dim, Factor, concatenation, fresh, resolve, size_of
 from fxpar.axes.links import Links, Pieces
 from fxpar.axes.unify import unify
 
@@ -77,7 +77,11 @@ def slice_(call: Call) -> Links:
     if part is not None and call.arguments.get("step", 1) != 1:
         major = resolve(part)
         ins[at] = (*piece(f"d{at}", major), *piece(f"!{at}", resolve(dims[at])[len(major) :]))
-    outs[at] = piece(f"d{at}", part) if part is not None else whole(call.shapes[0][at], at)
+    if part is not None:
+        outs[at] = piece(f"d{at}", part)
+    else:
+        before = [length for term in dims[at] if isinstance(term, Factor) for length in term.within]
+        outs[at] = whole(call.shapes[0][at], at, within=(*before, size_of(dims[at])))
     return call.links([ins], [outs])
 
 
@@ -117,7 +121,8 @@ def cat(call: Call) -> Links:
     """The outputs' dim is the concatenation of the operands'; empty operands do not count.
 
     Where no gradient flows it is a new dim instead, of which nothing is learned: ids that were shifted by one are as
-    long as the sequence, and must not break it into its first and its other positions.
+    long as the sequence, and must not break it into its first and its other positions. The same holds for activations
+    of which most were cut out of a dim of that length: `cat([zeros, x[:, :-1]], 1)`.
     """
     operands = [dims for _, dims in call.operands if len(dims) == len(call.shapes[0])]
     at = call.axis(rank=len(call.shapes[0]))
@@ -125,16 +130,23 @@ def cat(call: Call) -> Links:
         for i, dim in enumerate(dims):
             if i != at:
                 unify(operands[0][i], dim)
-    known = call.node.meta.get("grad", True)
+    joined = concatenation(dims[at] for dims in operands)
+    known = call.node.meta.get("grad", True) and not _shifted([dims[at] for dims in operands], joined)
     skip = () if known else (at,)
     ins = [
         kept_dims(dims, skip) if len(dims) == len(call.shapes[0]) else [()] * len(dims)
         for _, dims in call.operands
     ]
     out = list(kept_dims(operands[0]))
-    joined = concatenation(dims[at] for dims in operands)
     out[at] = piece(f"d{at}", joined) if known else whole(size_of(joined), at)
     return call.links(ins, [out])
+
+
+def _shifted(parts: Sequence[Dim], joined: Dim) -> bool:
+    """Whether more than half of a concatenation are slices of a dim that is as long as the whole concatenation."""
+    length = size_of(joined)
+    factors = [term for part in parts if len(part) == 1 for term in part if isinstance(term, Factor)]
+    return 2 * sum(factor.size for factor in factors if length in factor.within) > length
 
 
 def glu(call: Call) -> Links:

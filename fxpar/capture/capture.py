@@ -24,7 +24,7 @@ from fxpar.collector import paused
 from fxpar.errors import CaptureError
 
 _KINDS = ("parameter", "buffer", "constant", "input")
-_DOCUMENTED = ("val", "kind", "name", "module", "call", "source", "grad", "creates", "update")
+_DOCUMENTED = ("val", "kind", "name", "module", "call", "source", "grad", "creates", "update", "rest")
 
 
 def capture(

@@ -62,6 +62,7 @@ class Program:
     - `grad`: whether a gradient flows through it: it depends on a parameter by differentiable floating-point ops,
     - `creates` (ops, optional): it makes a tensor from no tensor, and has to be told the device,
     - `update` (ops, optional): it is the final `copy_` into the buffer of that name, and nothing uses its result,
+    - `rest` (slices, optional): it is what an in-place op left of a dim as it was,
     - `mask` (attention, optional): `full` or `causal`, what its constant mask amounts to.
 
     A call of a `torch.autograd.Function` has a `FunctionCall` as its target, one of an opaque module `leaves`.

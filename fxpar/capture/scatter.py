@@ -1,8 +1,11 @@
 """The inverse of a view: what the base is after its view was overwritten.
 
 v = transpose(x, 0, 1), v is now w   ->  x' = transpose(w, 0, 1)
+v = x[:, ::2], v is now w            ->  x' = slice_scatter(x, w, 1, 0, 8, 2)
 v = x[:, 2:4], v is now w            ->  x' = cat([x[:, 0:2], w, x[:, 4:8]], 1)
 then v = x'[:, 4:8] is u             ->  x'' = cat([x[:, 0:2], w, u], 1)
+
+Slices that keep what was not overwritten are marked as `rest`.
 """
 
 from __future__ import annotations
@@ -61,6 +64,8 @@ def base_after(graph: fx.Graph, view: fx.Node, base: fx.Node, value: fx.Node, op
         size = base.meta["val"].shape[dim]
         pieces = [*_cut(base, dim, 0, start, make), value, *_cut(base, dim, stop, size, make)]
         return pieces[0] if len(pieces) == 1 else make(aten.cat.default, pieces, dim)
+    if is_op(view, aten.slice.Tensor):
+        return make(aten.slice_scatter.default, base, value, *rest)
     raise CaptureError(
         f"`{op.target}` in {where(op)} changes a tensor through its view `{view.target}`",
         details=["write it out of place there, for example with torch.where or torch.cat"],
@@ -92,7 +97,9 @@ def _cut(base: fx.Node, dim: int, start: int, stop: int, make: Callable[..., fx.
     if start == 0 and stop == base.meta["val"].shape[dim]:
         return [base]
     if not is_op(base, aten.cat.default) or base.args[1] != dim:
-        return [make(aten.slice.Tensor, base, dim, start, stop)]
+        kept = make(aten.slice.Tensor, base, dim, start, stop)
+        kept.meta["rest"] = True
+        return [kept]
     pieces, position = [], 0
     parts: Any = base.args[0]
     for part in parts:

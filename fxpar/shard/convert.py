@@ -105,8 +105,11 @@ def step(
     group = GroupName(joined(mesh_dims))
 
     def spread(shard: Shard) -> tuple[int, list[int]]:
-        after = {**held, **{m: targets[m] for m in mesh_dims}} if shard is target else held
-        return shard.dim, layout(dims[shard.dim], shard.factor, cuts_of(after, shard.dim, sizes))
+        after = {**held, **{m: targets[m] for m in mesh_dims}}
+        states = [held, after] if _within(source, target) else [after] if shard is target else [held]
+        found = [cuts_of(state, shard.dim, sizes) for state in states]
+        cuts = {factor: max(each.get(factor, 1) for each in found) for each in found for factor in each}
+        return shard.dim, layout(dims[shard.dim], shard.factor, cuts)
 
     operator: Any
     arguments: tuple[Any, ...]
@@ -123,6 +126,11 @@ def step(
     else:
         operator, arguments = _PLAIN[source, target], (group,)
     return Step(mesh_dims, source, target, operator, arguments)
+
+
+def _within(source: Placement, target: Placement) -> bool:
+    """Whether one dim is split along another factor than before: in between it is split along both."""
+    return isinstance(source, Shard) and isinstance(target, Shard) and source.dim == target.dim
 
 
 def zeros(dims: Dims, held: Mapping[str, Placement], mesh_dim: str, sizes: Mapping[str, int]) -> Step:

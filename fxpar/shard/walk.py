@@ -123,11 +123,23 @@ def _carried(
 
 def may(problem: Problem, decision: Decision, node: fx.Node, links: Links, split: Split) -> bool:
     """Whether the factor of a split divides, or the node can do with one that does not; and so of a mixed split."""
+    if not _leads(problem, links, split):
+        return False
     uneven = problem.is_uneven(split.factor, decision.mesh_dim)
     if split.factor in links.factors(split.role):
         return not uneven or allows(node, links, split)
     own = isinstance(node.target, FunctionCall) or lowering_of(node) is not None
     return not (uneven or own or decision.mesh_dim in problem.timed or split.factor in decision.unmixed)
+
+
+def _leads(problem: Problem, links: Links, split: Split) -> bool:
+    """Whether a role that wants contiguous shares has nothing whole before the factor that is to be split."""
+    meaning = links.roles[split.role].meaning
+    if meaning not in LOWERINGS or split.role not in LOWERINGS[meaning].leading:
+        return True
+    dim = next(piece for _, _, piece in links.sites(split.role))
+    before = list(dim[: dim.index(split.factor)]) if split.factor in dim else list(dim)
+    return all(isinstance(term, Factor) and term in problem.given for term in before)
 
 
 def role_at(links: Links, operand: int, state: Shard, *, output: bool = False) -> Split | None:

@@ -133,6 +133,28 @@ def test_slices_that_tile_a_dim_are_its_parts() -> None:
     assert dims(graph, x, first) == ["a cat[b, b]", "a b"]
 
 
+def test_values_that_move_along_a_dim_learn_nothing_of_it() -> None:
+    """Neither a shift nor a roll cuts the dim into its first and its other elements."""
+    graph = Graph()
+    x = graph.numbers(6, 4)
+    before = graph.call(aten.tanh.default, graph.call(aten.slice.Tensor, x, 0, 0, -1))
+    shifted = graph.call(aten.cat.default, [graph.numbers(1, 4), before])
+    graph.call(aten.add.Tensor, x, shifted)
+    first, rest = (graph.call(aten.slice.Tensor, x, 0, *bounds) for bounds in ((0, 1), (1, 6)))
+    rolled = graph.call(aten.cat.default, [rest, first])
+    graph.call(aten.add.Tensor, x, rolled)
+    assert dims(graph, x, shifted, rolled) == ["a b", "a b", "a b"]
+
+
+def test_a_slice_of_a_slice_may_be_put_back() -> None:
+    graph = Graph()
+    x = graph.numbers(8)
+    inner = graph.call(aten.slice.Tensor, graph.call(aten.slice.Tensor, x, 0, 1, 8), 0, 0, 6)
+    put = graph.call(aten.cat.default, [graph.numbers(2), inner])
+    graph.call(aten.add.Tensor, x, put)
+    assert dims(graph, x, put) == ["a", "a"]
+
+
 def test_slices_that_overlap_are_not() -> None:
     graph = Graph()
     x = graph.numbers(4, 6)

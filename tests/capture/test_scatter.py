@@ -49,7 +49,15 @@ def overlapping(base: Tensor, y: Tensor) -> None:
     base[:, 1:4] = y[:, 0:3]
 
 
+def alternating(base: Tensor, y: Tensor) -> None:
+    base[:, 1::2] = y[:, :2]
+
+
 CASES = [
+    (
+        alternating,
+        ["add = x, 0", "slice_1 = y, 1, 0, 2", "slice_scatter = add, slice_1, 1, 1, 9223372036854775807, 2"],
+    ),
     (all_of_it, []),
     (halves, ["slice_1 = y, 1, 1, 4", "slice_2 = y, 1, 0, 1", "cat = [slice_1, slice_2], 1"]),
     (

@@ -92,6 +92,27 @@ def test_parts_of_a_concatenation_are_gathered_in_one_call() -> None:
     assert found.arguments == (0, [1, 6, 1, 2], GroupName("cp+tp"), "slice")
 
 
+@pytest.mark.parametrize("dims", [((OUTER, INNER),), ((INNER, OUTER),)])
+def test_another_factor_of_the_same_dim(dims: Dims) -> None:
+    """One exchange, forth and back: in between both factors are split."""
+    whole = torch.arange(8, dtype=torch.float64)
+    by_outer, by_inner = Shard(0, OUTER), Shard(0, INNER)
+
+    def body(_: int, groups: Groups) -> None:
+        def convert(x: torch.Tensor, held: Placement, wanted: Placement) -> torch.Tensor:
+            made = step(dims, {"tp": held}, ("tp",), {"tp": wanted}, {"tp": 2})
+            return made.operator(x, *(groups[a] if isinstance(a, GroupName) else a for a in made.arguments))  # type: ignore[no-any-return]
+
+        x = whole.clone().requires_grad_()
+        one, other = convert(x, INVARIANT, by_outer), convert(x, INVARIANT, by_inner)
+        assert torch.equal(convert(one, by_outer, by_inner), other)
+        assert torch.equal(convert(other, by_inner, by_outer), one)
+        (convert(one, by_outer, by_inner) * (other.detach() + 1)).sum().backward()
+        assert torch.equal(x.grad, whole + 1)
+
+    simulate(Mesh({"tp": 2}), body)
+
+
 @pytest.mark.parametrize("dims", [((OUTER, INNER),), ((Cat(((OUTER, INNER, Factor(3)), (OUTER, INNER))),),)])
 @pytest.mark.parametrize("back", [False, True])
 def test_one_call_over_two_mesh_dims_does_what_two_do(dims: Dims, back: bool) -> None:

@@ -115,3 +115,5 @@ class Lowering:
     rewrite: Callable[[Site], fx.Node | None]
     uneven: Callable[[fx.Node, str], bool] = lambda _node, _role: False
     """Whether a role may be split on a factor that does not divide: whether padding is left out."""
+    leading: frozenset[str] = frozenset()
+    """Roles that can be split on the leading factors of their dim only, so that the ranks' shares are contiguous."""

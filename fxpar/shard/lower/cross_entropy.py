@@ -56,4 +56,11 @@ def _uneven(_node: fx.Node, role: str) -> bool:
     return role == "c"
 
 
-LOWERING = Lowering("cross_entropy", ("aten.cross_entropy_loss.default",), _output, _rewrite, _uneven)
+LOWERING = Lowering(
+    "cross_entropy",
+    ("aten.cross_entropy_loss.default",),
+    _output,
+    _rewrite,
+    _uneven,
+    leading=frozenset("c"),
+)

@@ -41,4 +41,6 @@ def _uneven(_node: fx.Node, _role: str) -> bool:
     return True
 
 
-LOWERING = Lowering("embedding", ("aten.embedding.default",), _output, _rewrite, _uneven)
+LOWERING = Lowering(
+    "embedding", ("aten.embedding.default",), _output, _rewrite, _uneven, leading=frozenset("v")
+)
