@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from math import gcd
+from typing import Any
 
 from torch import fx
 
@@ -171,7 +172,7 @@ def _sharded(program: Program, plan: Plan, rulebook: Rulebook, clock: Clock) -> 
 
 def _sharded_in_time(program: Program, plan: Plan, rulebook: Rulebook, clock: Clock) -> Sharded:
     timed = {TIME: plan.microbatches} if plan.microbatches and plan.microbatches > 1 else {}
-    return shard(
+    sharded = shard(
         program,
         plan.mesh,
         rulebook.table(plan),
@@ -182,6 +183,27 @@ def _sharded_in_time(program: Program, plan: Plan, rulebook: Rulebook, clock: Cl
         timed=timed,
         clock=clock,
     )
+    if timed:
+        _check_time(sharded)
+    return sharded
+
+
+def _check_time(sharded: Sharded) -> None:
+    """Raise MixingError for a loss that is no sum over the microbatches: each of them would count the whole of it."""
+    name = manifests.loss_name(sharded)
+    if name is None:
+        return
+    position = sharded.program.output_names.index(name)
+    results: Any = sharded.program.graph.output_node().args[0]
+    laid, node = sharded.outputs[position], results[position]
+    if laid is not None and TIME not in laid.held:
+        axes = " or ".join(f"`{row.axis}`" for row in sharded.table.values() if TIME in row.over)
+        why = f"no axis of the inputs is known as {axes}" if axes else f"no row of the table has `{TIME}`"
+        where = f"{node.meta.get('module') or 'the model'} ({node.meta.get('source')})"
+        raise MixingError(
+            f"microbatches split nothing that the loss depends on: {why}",
+            details=[where, "use one microbatch"],
+        )
 
 
 def _batch_size(program: Program) -> int:

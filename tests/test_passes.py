@@ -96,3 +96,37 @@ def test_samples_that_are_mixed_go_together() -> None:
 def test_microbatches_that_were_asked_for_are_not_given_up() -> None:
     with pytest.raises(MixingError, match="microbatches mix"):
         split(capture(Contrast(), (), few()), Plan(pp=2, microbatches=2))
+
+
+class Row(torch.nn.Module):
+    """One row of tokens, without a dim for samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.norm = (
+            torch.nn.Embedding(16, 8, dtype=torch.float64),
+            torch.nn.LayerNorm(8).double(),
+        )
+        self.keys, self.head = (torch.nn.Linear(8, n, dtype=torch.float64) for n in (8, 16))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(ids)[None]
+        x = x + torch.nn.functional.scaled_dot_product_attention(x, self.keys(x), x, is_causal=True)
+        loss: torch.Tensor = torch.nn.functional.cross_entropy(self.head(self.norm(x))[0], ids)
+        return loss
+
+
+def test_a_loss_of_which_microbatches_have_no_part_is_counted_once() -> None:
+    row = {"ids": torch.arange(12)}
+    report = fxpar.verify(Row(), kwargs=row, plan=Plan(pp=2), simulate=True)
+    assert report.ok, str(report)
+    (note,) = split(capture(Row(), (), row), Plan(pp=2)).manifest.notes
+    assert (
+        "microbatches split nothing that the loss depends on: no axis of the inputs is known as `batch`"
+        in note
+    )
+    with pytest.raises(MixingError) as error:
+        split(capture(Contrast(), (), few()), Plan(pp=2, microbatches=2, splits={"batch": None}))
+    assert str(error.value).splitlines()[0] == (
+        "microbatches split nothing that the loss depends on: no row of the table has `mb`"
+    )

@@ -51,7 +51,9 @@ def _merge(x: Term, y: Term) -> bool:
     if x.size != y.size:
         return False
     if isinstance(x, Factor):
-        x.locked |= isinstance(y, Factor) and y.locked
+        if isinstance(y, Factor):
+            x.locked |= y.locked
+            x.within = tuple(length for length in x.within if length in y.within)
         bind(x, (y,)) if isinstance(y, Cat) else bind(y, (x,))
         return True
     if isinstance(y, Factor):

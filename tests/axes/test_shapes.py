@@ -155,6 +155,16 @@ def test_a_slice_of_a_slice_may_be_put_back() -> None:
     assert dims(graph, x, put) == ["a", "a"]
 
 
+def test_what_a_slice_is_found_to_be_may_have_something_put_to_it() -> None:
+    """A column is put to attention weights and cut off again; in the next layer it is put to them again."""
+    graph = Graph()
+    x, sink = graph.numbers(8), graph.numbers(1)
+    for _ in range(2):
+        joined = graph.call(aten.cat.default, [x, sink])
+        x = graph.call(aten.add.Tensor, x, graph.call(aten.slice.Tensor, joined, 0, 0, -1))
+    assert dims(graph, joined, x) == ["cat[a, 1]", "a"]
+
+
 def test_slices_that_overlap_are_not() -> None:
     graph = Graph()
     x = graph.numbers(4, 6)
