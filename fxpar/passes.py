@@ -17,7 +17,7 @@ from fxpar.dynamic.merge import Merge
 from fxpar.emit import manifest as manifests
 from fxpar.emit.manifest import TIME
 from fxpar.emit.module import emit_module
-from fxpar.errors import MixingError, ShardError
+from fxpar.errors import MixingError, PlanError, ShardError, Violations
 from fxpar.mesh import Mesh
 from fxpar.pipeline import stages as pipeline
 from fxpar.pipeline.check import check
@@ -156,18 +156,32 @@ def resolved(program: Program, plan: Plan) -> Plan:
 
 
 def _sharded(program: Program, plan: Plan, rulebook: Rulebook, clock: Clock) -> tuple[Sharded, Plan]:
-    """The sharded program; in one microbatch where samples are mixed and no other number was asked for."""
-    fitting = resolved(program, plan)
-    try:
-        return _sharded_in_time(program, fitting, rulebook, clock), fitting
-    except MixingError as error:
-        if plan.microbatches is not None:
-            raise
-        fitting = replace(plan, microbatches=1)
-        sharded = _sharded_in_time(program, fitting, rulebook, clock)
-        place = error.details[0]
-        sharded.notes.append(f"one microbatch, so stages wait for each other: {error.what}, {place}")
-        return sharded, fitting
+    """The sharded program; in fewer microbatches, or one, where no number was asked for.
+
+    Fewer where samples belong together, as pairs do in a batch of halves; one where all samples are mixed.
+    """
+    fitting, notes = resolved(program, plan), list[str]()
+    while True:
+        try:
+            sharded = _sharded_in_time(program, fitting, rulebook, clock)
+            sharded.notes += notes
+            return sharded, fitting
+        except PlanError as error:
+            count = fitting.microbatches or 1
+            if plan.microbatches is not None or count == 1 or not _is_of_time(error):
+                raise
+            fitting = replace(plan, microbatches=max(n for n in range(1, count) if count % n == 0))
+        except MixingError as error:
+            if plan.microbatches is not None:
+                raise
+            fitting = replace(plan, microbatches=1)
+            notes = [f"one microbatch, so stages wait for each other: {error.what}, {error.details[0]}"]
+
+
+def _is_of_time(error: PlanError) -> bool:
+    """Whether nothing is wrong but the number of microbatches."""
+    errors = error.errors if isinstance(error, Violations) else (error,)
+    return all(f"over `{TIME}`" in each.what for each in errors)
 
 
 def _sharded_in_time(program: Program, plan: Plan, rulebook: Rulebook, clock: Clock) -> Sharded:

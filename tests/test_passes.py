@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fxpar
 from fxpar.capture import capture
-from fxpar.errors import MixingError
+from fxpar.errors import MixingError, PlanError
 from fxpar.passes import Partition, split
 from fxpar.plan import Plan
 
@@ -130,3 +130,28 @@ def test_a_loss_of_which_microbatches_have_no_part_is_counted_once() -> None:
     assert str(error.value).splitlines()[0] == (
         "microbatches split nothing that the loss depends on: no row of the table has `mb`"
     )
+
+
+class Preference(torch.nn.Module):
+    """Samples in pairs: the first half of a batch was preferred to the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = (
+            torch.nn.Embedding(16, 8, dtype=torch.float64),
+            torch.nn.Linear(8, 1).double(),
+        )
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        chosen, rejected = self.head(self.tokens(ids).tanh()).sum((1, 2)).chunk(2)
+        loss: torch.Tensor = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+        return loss
+
+
+def test_pairs_of_samples_stay_together() -> None:
+    pairs = {"ids": torch.arange(16).view(4, 4)}
+    partition = split(capture(Preference(), (), pairs), Plan(pp=2))
+    assert partition.manifest.microbatches == 2
+    assert fxpar.verify(Preference(), kwargs=pairs, plan=Plan(pp=2), simulate=True).ok
+    with pytest.raises(PlanError, match="axis `batch` does not divide over `mb`"):
+        split(capture(Preference(), (), pairs), Plan(pp=2, microbatches=4))

@@ -122,6 +122,7 @@ def compute(
     loss, scale, roots = _loss(outputs, partition.manifest)
     gradients = _gradients(loss, held)
     largest = max(map(_largest, gradients.values()))
+    reach = tolerance_of(_dtype(held)) ** 0.5 * _reach(gradients, held)
     step = {"lr": RATE, "eps": max(largest, torch.finfo(torch.float32).tiny), "weight_decay": 0.01}
     tensors = {f"gradient:{name}": gradient for name, gradient in gradients.items()}
     tensors |= {
@@ -140,9 +141,15 @@ def compute(
     _update(reference, held, gradients)
     least = {"gradient": reference.tolerance**0.5 * largest, "updated": RATE, "output": 0.0}
     scales = {key: max(least[key.partition(":")[0]], _largest(tensor)) for key, tensor in tensors.items()}
+    if partition.manifest.loss is not None:
+        names = [spec.name for spec in partition.manifest.outputs]
+        key = f"output:{names.index(partition.manifest.loss)}"
+        scales[key] = max(scales[key], reach)
     kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     return replace(
-        reference, scales=scales | {"loss": scale, "norm": reference.norm}, tensors=TensorWeights(kept)
+        reference,
+        scales=scales | {"loss": max(scale, reach), "norm": reference.norm},
+        tensors=TensorWeights(kept),
     )
 
 
@@ -172,6 +179,14 @@ def _gradients(loss: Tensor, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _norm(gradients: Mapping[str, Tensor]) -> float:
     return float(torch.stack([gradient.to(torch.float64).norm() for gradient in gradients.values()]).norm())
+
+
+def _reach(gradients: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> float:
+    """How far parameters that are a little larger or smaller move the loss, in units of that little."""
+    moves = [
+        (gradient * held[name].detach()).to(torch.float64).norm() for name, gradient in gradients.items()
+    ]
+    return float(torch.stack(moves).norm())
 
 
 def _update(reference: Reference, held: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:

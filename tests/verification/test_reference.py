@@ -91,6 +91,19 @@ def test_saved_and_loaded(small: Reference, tmp_path: Path) -> None:
     assert torch.equal(again.tensors.read("updated:bias"), small.tensors.read("updated:bias"))
 
 
+class Cancelling(Small):
+    """Its loss is nothing but rounding, as that of policies in the step in which they were sampled."""
+
+    def forward(self, _: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (self.weight * torch.tensor([1.0, -1.0, 2.0, -2.0])).sum()}
+
+
+def test_a_loss_whose_terms_cancel_is_measured_by_them() -> None:
+    found = subject(Cancelling(), (torch.ones(3, 4, dtype=torch.float64),), {}, fxpar.Plan()).reference()
+    assert found.loss == 0
+    assert found.scales["loss"] == found.scales["output:0"] == pytest.approx(100 * 10**0.5 * 1e-9**0.5)
+
+
 class Shown(Small):
     """It returns a parameter as it is."""
 
