@@ -88,6 +88,14 @@ class Index:
         """The tensors that a file holds."""
         return [name for name, tensor in self.tensors.items() if file in tensor.files]
 
+    def summed(self, crc32: Mapping[str, Mapping[str, int]]) -> Index:
+        """The index with the checksums of tensors, by file and name."""
+        tensors = {
+            name: replace(each, crc32={f: crc32[f][name] for f in each.files if name in crc32.get(f, {})})
+            for name, each in self.tensors.items()
+        }
+        return replace(self, tensors=tensors)
+
     def to_json(self) -> str:
         """The index as text, one line for each tensor; the same for the same index."""
         head = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -32,35 +33,38 @@ class Entry(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize
 
 
+class Written(NamedTuple):
+    """A file that was written: its sha256, and the crc32 of each tensor's bytes by name."""
+
+    sha256: str
+    crc32: dict[str, int]
+
+
 def write(
     path: Path, entries: Iterable[Entry], read: Callable[[str], torch.Tensor], metadata: Mapping[str, str]
-) -> str:
-    """Write a new file of the entries, whose values `read` gives one after the other; return its sha256.
+) -> Written:
+    """Write a new file of the entries, whose values `read` gives one after the other; return its checksums.
 
     The tensors stand as `layout.py` says, so that equal tensors give equal bytes. Raises CheckpointError for a
     dtype that safetensors cannot hold, for a value of another shape or dtype than its entry, and for a full disk.
     """
     ordered = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
-    digest = hashlib.sha256()
+    digest, crc32 = hashlib.sha256(), {}
     try:
         with path.open("xb") as file:
-            for part in _parts(ordered, read, metadata):
-                file.write(part)
-                digest.update(part)
-                del part  # Else it is kept while the next one is read.
+            file.write(text := header(ordered, metadata))
+            digest.update(text)
+            for entry in ordered:
+                data = _data(entry, read(entry.name))
+                file.write(data)
+                digest.update(data)
+                crc32[entry.name] = zlib.crc32(data)
+                del data  # Else it is kept while the next one is read.
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be written: {error.strerror}") from error
-    return digest.hexdigest()
-
-
-def _parts(
-    entries: list[Entry], read: Callable[[str], torch.Tensor], metadata: Mapping[str, str]
-) -> Iterable[bytes | memoryview]:
-    yield header(entries, metadata)
-    for entry in entries:
-        yield _data(entry, read(entry.name))
+    return Written(digest.hexdigest(), crc32)
 
 
 def header(entries: Iterable[Entry], metadata: Mapping[str, str]) -> bytes:

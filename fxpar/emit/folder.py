@@ -29,7 +29,7 @@ from fxpar.checkpoint import index as indexes
 from fxpar.checkpoint import shardfile
 from fxpar.checkpoint.index import Index
 from fxpar.checkpoint.local import read
-from fxpar.checkpoint.shardfile import Entry
+from fxpar.checkpoint.shardfile import Entry, Written
 from fxpar.checkpoint.untied import Untied
 from fxpar.checkpoint.weights import DTYPES, TensorWeights, Weights, compare
 from fxpar.emit.product import Product, held, kinds
@@ -69,8 +69,9 @@ def write(
         files = _write_texts(new, _texts(partition) | {RUN: run_script(partition.manifest)})
         files |= _copy(new, companions)
         if weights is not None:
-            files |= _write_shards(new, model, weights)
-        files |= _write_shards(new, buffers, TensorWeights(partition.program.tensors))
+            made, model = _write_shards(new, model, weights)
+            files |= made
+        files |= _write_shards(new, buffers, TensorWeights(partition.program.tensors))[0]
         files |= _write_example(new, example or {})
         files |= _write_texts(new, {indexes.NAME if weights is not None else LAYOUT: model.to_json()})
         manifest = replace(
@@ -129,12 +130,16 @@ def _copy(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
     return files
 
 
-def _write_shards(folder: Path, shards: Index, weights: Weights) -> dict[str, str]:
-    """Write every file of an index that holds anything."""
-    return {file: _write_shard(folder / file, shards, weights) for file in shards.files if shards.names(file)}
+def _write_shards(folder: Path, shards: Index, weights: Weights) -> tuple[dict[str, str], Index]:
+    """Write every file of an index that holds anything; their sha256, and the index with the checksums of tensors."""
+    written = {
+        file: _write_shard(folder / file, shards, weights) for file in shards.files if shards.names(file)
+    }
+    crc32 = {file: each.crc32 for file, each in written.items()}
+    return {file: each.sha256 for file, each in written.items()}, shards.summed(crc32)
 
 
-def _write_shard(path: Path, shards: Index, weights: Weights) -> str:
+def _write_shard(path: Path, shards: Index, weights: Weights) -> Written:
     held = {name: shards.tensors[name] for name in shards.names(path.name)}
     entries = [Entry(name, DTYPES[t.dtype], t.local_shape(path.name)) for name, t in held.items()]
 
@@ -149,8 +154,8 @@ def _write_example(folder: Path, example: Mapping[str, torch.Tensor]) -> dict[st
     if not example:
         return {}
     entries = [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in example.items()]
-    digest = shardfile.write(folder / EXAMPLE, entries, partial(_value, example), {"format": "pt"})
-    return {EXAMPLE: digest}
+    written = shardfile.write(folder / EXAMPLE, entries, partial(_value, example), {"format": "pt"})
+    return {EXAMPLE: written.sha256}
 
 
 def _value(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:

@@ -10,8 +10,9 @@ checkpoint/
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -61,10 +62,11 @@ def save(
             own = str(stack.enter_context(staged(target))) if first else ""
         place = Path(exchange(rank, own)[0])
         with agreed(rank):
-            _write(rank, layout, mine, place)
+            crc32 = _write(rank, layout, mine, place)
+        sums = exchange(rank, json.dumps(crc32))
         with agreed(rank):
             if first:
-                _commit(rank, layout, place)
+                _commit(rank, layout, place, sums)
                 stack.close()
                 sync(target.absolute().parent)
 
@@ -80,8 +82,8 @@ def _collect(rank: Rank, optimizer: Optimizer | None, scheduler: Any, step: int 
     )
 
 
-def _write(rank: Rank, layout: Index, mine: Training, place: Path) -> None:
-    """Write this rank's part of everything, and a note of it to the first rank."""
+def _write(rank: Rank, layout: Index, mine: Training, place: Path) -> dict[str, dict[str, int]]:
+    """Write this rank's part of everything, and a note of it to the first rank; checksums by file and tensor."""
     if not place.is_dir():
         raise CheckpointError(
             f"{place} is not there", details=["all ranks save to a file system that they share"]
@@ -89,28 +91,28 @@ def _write(rank: Rank, layout: Index, mine: Training, place: Path) -> None:
     number = rank.groups.rank
     file = layout.ranks[number]
     writes = layout.ranks.index(file) == number
-    kept = mine.optimizer
+    kept, crc32 = mine.optimizer, {}
     if writes:
-        _write_file(place / file, layout, _tensors(rank).__getitem__)
+        crc32[file] = _write_file(place / file, layout, _tensors(rank).__getitem__)
     if kept is not None and writes:
         state = replace(layout, tensors=optimizers.indexed(layout, kept.slots))
-        if state.names(optimizers.state_file(file)):
-            values = partial(_state, state, kept)
-            _write_file(place / optimizers.state_file(file), state, values)
+        if state.names(other := optimizers.state_file(file)):
+            crc32[other] = _write_file(place / other, state, partial(_state, state, kept))
     note = (
         mine if writes or kept is None else replace(mine, optimizer=optimizers.Kept(kept.kind, kept.groups))
     )
     (place / _note(number)).write_text(note.to_json(slots=True), encoding="utf-8")
+    return crc32
 
 
 def _note(number: int) -> str:
     return f"rank-{number}.json"
 
 
-def _write_file(path: Path, index: Index, value: Callable[[str], Tensor]) -> None:
+def _write_file(path: Path, index: Index, value: Callable[[str], Tensor]) -> dict[str, int]:
     held = {name: index.tensors[name] for name in index.names(path.name)}
     entries = [Entry(name, DTYPES[t.dtype], t.local_shape(path.name)) for name, t in held.items()]
-    shardfile.write(path, entries, value, indexes.metadata(index, path.name))
+    return shardfile.write(path, entries, value, indexes.metadata(index, path.name)).crc32
 
 
 def _state(index: Index, kept: optimizers.Kept, name: str) -> Tensor:
@@ -128,8 +130,11 @@ def _tensors(rank: Rank) -> Mapping[str, Tensor]:
     }
 
 
-def _commit(rank: Rank, layout: Index, place: Path) -> None:
-    """Write what belongs to all ranks, the index last, and read all headers again: what is there has to be whole."""
+def _commit(rank: Rank, layout: Index, place: Path, sums: Sequence[str]) -> None:
+    """Write what belongs to all ranks, the index with the ranks' checksums last, and read all headers again.
+
+    What is there has to be whole.
+    """
     notes = [place / _note(number) for number in range(rank.groups.mesh.world)]
     whole = training.merged([Training.from_json(note.read_text(encoding="utf-8")) for note in notes])
     for note in notes:
@@ -138,7 +143,8 @@ def _commit(rank: Rank, layout: Index, place: Path) -> None:
         shutil.copyfile(path, place / path.name)
     kept = whole.optimizer
     state = optimizers.indexed(layout, kept.slots) if kept is not None else {}
-    index = replace(layout, tensors={**layout.tensors, **state})
+    crc32 = {file: each for text in sums for file, each in json.loads(text).items()}
+    index = replace(layout, tensors={**layout.tensors, **state}).summed(crc32)
     (place / training.NAME).write_text(whole.to_json(), encoding="utf-8")
     (place / indexes.NAME).write_text(index.to_json(), encoding="utf-8")
     open_folder(place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,16 @@ def entries() -> list[Entry]:
 
 def test_every_dtype_and_shape_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
-    digest = write(path, entries(), TENSORS.__getitem__, {"format": "pt"})
+    digest, crc32 = write(path, entries(), TENSORS.__getitem__, {"format": "pt"})
     found = load_file(path)
     assert found.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(found[name].double(), tensor.double())
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert crc32 == {
+        n: zlib.crc32(t.contiguous().reshape(-1).view(torch.uint8).numpy()) for n, t in TENSORS.items()
+    }
 
 
 def test_the_order_of_the_entries_does_not_matter(tmp_path: Path) -> None:

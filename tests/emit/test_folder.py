@@ -136,6 +136,7 @@ def test_each_file_carries_its_part_of_the_index(
         assert mine["file"] == file
         for name, tensor in mine["tensors"].items():
             whole = index["tensors"][name]
+            assert whole.pop("crc32", {}).keys() <= whole["files"].keys()
             assert tensor == {**whole, "files": {file: whole["files"][file]}}
 
 

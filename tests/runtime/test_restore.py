@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
+from fxpar.checkpoint.checking import verify as verify_checkpoint
 from fxpar.checkpoint.reshard import reshard
 from fxpar.checkpoint.sharded import CheckpointWeights
 from fxpar.checkpoint.stored import open_folder
@@ -110,6 +111,12 @@ def test_what_is_saved(checkpoint: Path) -> None:
     assert [group["options"]["weight_decay"] for group in training["optimizer"]["groups"]] == [0.1, 0.0]
     assert training["scheduler"]["state"]["last_epoch"] == BEFORE
     assert len(training["generators"]) == 1
+
+
+def test_everything_that_is_saved_has_a_checksum(checkpoint: Path) -> None:
+    found = verify_checkpoint(checkpoint)
+    assert found.summed == found.parts > 0
+    assert not found.wrong
 
 
 def test_torch_random_numbers_go_on(partitions: Partitions, tmp_path: Path) -> None:
