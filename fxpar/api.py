@@ -13,6 +13,7 @@ from fxpar import origin
 from fxpar.axes.census import Census, census
 from fxpar.capture import source
 from fxpar.capture.capture import capture
+from fxpar.checkpoint.sharded import open_weights
 from fxpar.checkpoint.weights import Weights
 from fxpar.clock import Clock
 from fxpar.emit import folder
@@ -62,7 +63,7 @@ def partition(
     inputs: Any = None,
     out: str | Path | None = None,
     *,
-    weights: Weights | bool = True,
+    weights: Weights | str | Path | bool = True,
     dtype: torch.dtype | str | None = None,
     training: bool = True,
     force: bool = False,
@@ -71,12 +72,15 @@ def partition(
 
     `model` is a text as `fxpar.capture.source.find` reads it, built in `dtype` and in train or eval mode, with its own
     example inputs unless `inputs` describes them (`["input_ids:int64[2,128]<32000"]`); or a module, which is taken as
-    it is, with example `inputs` (a dict, a tuple or a tensor). `weights` True are the model's own, False are none.
+    it is, with example `inputs` (a dict, a tuple or a tensor). `weights` True are the model's own, False are none; a
+    path is that of a checkpoint, of any mesh or in Hugging Face's layout, with the model's names.
     An existing folder of fxpar's is replaced only with `force`, when everything is written. Raises a FxparError of
     the pass that failed; then nothing is written.
     """
     if out is not None:
         check_target(Path(out), force)
+    if isinstance(weights, str | Path):
+        weights = open_weights(Path(weights))
     weights = weights if out is not None else False
     clock = Clock()
     with clock.measure("capture"):

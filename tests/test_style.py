@@ -23,7 +23,12 @@ EVERYWHERE = ("clock", "collector", "condition", "errors", "mesh", "plan", "size
 #: Imports against the order: the graph has runtime ops in it, a model's weights may be in files, and what is emitted
 #: has files of weights.
 EXCEPTIONS = {
-    "capture": {"fxpar.checkpoint.weights", "fxpar.runtime.experts"},
+    "capture": {
+        "fxpar.checkpoint.index",
+        "fxpar.checkpoint.sharded",
+        "fxpar.checkpoint.weights",
+        "fxpar.runtime.experts",
+    },
     "shard": {"fxpar.runtime"},
     "pipeline": {"fxpar.runtime"},
     "emit": {"fxpar.runtime", "fxpar.checkpoint"},

@@ -24,7 +24,8 @@ from transformers.core_model_loading import (
 )
 
 from fxpar.capture.capture import tied_names
-from fxpar.checkpoint.weights import Box, FileWeights, assemble, checked, compare
+from fxpar.checkpoint.sharded import open_weights
+from fxpar.checkpoint.weights import Box, Weights, assemble, checked, compare
 from fxpar.errors import CheckpointError
 
 
@@ -33,7 +34,7 @@ class FolderWeights:
 
     def __init__(self, folder: Path, model: nn.Module) -> None:
         """Raises CheckpointError that lists all names that are missing, unexpected, or of another size."""
-        self._files = FileWeights.of(folder)
+        self._files = open_weights(folder)
         self._ties = tied_names(model)
         state = model.state_dict(keep_vars=True)
         self._keys: dict[str, str] = {}
@@ -97,7 +98,7 @@ class FolderWeights:
 class _Recipe:
     """Tensors that are made of several keys by one of transformers' converters."""
 
-    files: FileWeights
+    files: Weights
     model: Any
     target: str
     converter: Any

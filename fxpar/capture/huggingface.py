@@ -15,6 +15,7 @@ from torch import nn
 from fxpar.capture.build import construction
 from fxpar.capture.example import Example, InputSpec, from_texts
 from fxpar.capture.source import Source
+from fxpar.checkpoint.index import NAME as SHARDED
 from fxpar.checkpoint.weights import INDEX, SINGLE, Weights
 from fxpar.errors import ModelError
 
@@ -104,7 +105,7 @@ class FolderSource(Source):
 
     def weights(self, model: nn.Module) -> Weights | None:
         """The weights of the folder by the model's names, None if it has none. Raises CheckpointError."""
-        if not (self.folder / SINGLE).is_file() and not (self.folder / INDEX).is_file():
+        if not any((self.folder / name).is_file() for name in (SINGLE, INDEX, SHARDED)):
             return None
         from fxpar.capture.hfweights import FolderWeights
 

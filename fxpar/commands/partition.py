@@ -21,6 +21,7 @@ Examples:
   fxpar partition model.py --tp 2 --pp 2 -o out
   fxpar partition ./checkpoint-folder --tp 8 --dtype bfloat16 -o out
   fxpar partition model.py:build --plan plan.yaml --set microbatches=8 --dry-run
+  fxpar partition model.py --tp 4 --weights checkpoint -o out
   fxpar partition package.module:Model --input 'tokens:int64[4,128]<32000' --tp 4 --no-weights -o out
 """,
 )
@@ -30,6 +31,7 @@ Examples:
 @_plan.dtype
 @_plan.training
 @click.option("--no-weights", is_flag=True, help="Write no weights: they are drawn from the plan's seed.")
+@click.option("--weights", metavar="PATH", help="Read weights from this checkpoint, of any mesh.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--force", is_flag=True, help="Replace the folder if it is there.")
 @click.option("--dry-run", is_flag=True, help="Write nothing.")
@@ -40,6 +42,7 @@ def command(
     dtype: str | None,
     training: bool,
     no_weights: bool,
+    weights: str | None,
     out: Path | None,
     force: bool,
     dry_run: bool,
@@ -53,6 +56,8 @@ def command(
     """
     if out is None and not dry_run:
         raise click.UsageError("give a folder to write with -o, or --dry-run")
+    if no_weights and weights:
+        raise click.UsageError("--weights and --no-weights exclude each other")
     from fxpar.plan import Plan
 
     plan = _plan.read_plan(**given) or Plan()
@@ -65,7 +70,7 @@ def command(
         plan,
         inputs,
         target,
-        weights=not no_weights and target is not None,
+        weights=(weights or not no_weights) if target is not None else False,
         dtype=dtype,
         training=training,
         force=force,
