@@ -64,3 +64,24 @@ def test_a_partition_is_loaded_onto_an_accelerator(
     fxpar.partition(net, fxpar.Plan(), batch, tmp_path / "out")
     rank = fxpar.load(tmp_path / "out")
     assert {p.device.type for p in rank.parameters()} == {torch.accelerator.current_accelerator().type}
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"capturable": True}], ids=str)
+def test_a_run_on_an_accelerator_goes_on(
+    model: tuple[torch.nn.Module, dict[str, Any]], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    net, batch = model
+    fxpar.partition(net, fxpar.Plan(), batch, tmp_path / "out")
+    rank, again = (fxpar.load(tmp_path / "out") for _ in range(2))
+    optimizer, other = (torch.optim.AdamW(each.parameters(), lr=0.01, **options) for each in (rank, again))
+    rank.step(batch)
+    optimizer.step()
+    rank.save(tmp_path / "saved", optimizer=optimizer, step=1)
+    drawn = torch.rand(3, device=next(rank.parameters()).device)
+    assert again.restore(tmp_path / "saved", optimizer=other) == 1
+    assert torch.equal(torch.rand(3, device=drawn.device), drawn)
+    for mine, theirs in zip(rank.parameters(), again.parameters()):
+        assert torch.equal(mine, theirs)
+        for key, value in optimizer.state[mine].items():
+            assert other.state[theirs][key].device == value.device
+            assert torch.equal(other.state[theirs][key], value)
