@@ -17,15 +17,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fxpar.checkpoint.request import Request, said, size
+from fxpar.checkpoint.request import Request, said, size, stopped
 from fxpar.checkpoint.reshard import reshard
 from fxpar.errors import FxparError
 
-WRONG = 2
+WRONG, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0 done, 2 refused."""
+    """Run the command line and return the exit status: 0 done, 2 refused, 130 interrupted."""
     given = _parser().parse_args(arguments)
     sizes = {dim: getattr(given, dim) for dim in ("tp", "pp", "ep") if getattr(given, dim) is not None}
     request = Request(sizes, given.vpp, given.plan, given.like, given.to == "hf", given.max_shard_size)
@@ -39,9 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             force=given.force,
             dry_run=given.dry_run,
         )
-    except FxparError as error:
+    except (FxparError, OSError) as error:
         print(error, file=sys.stderr)
         return WRONG
+    except KeyboardInterrupt:
+        print(f"\n{stopped()}", file=sys.stderr)
+        return INTERRUPTED
     print(json.dumps(asdict(report), indent=2) if given.json else said(report, dry=given.dry_run))
     return 0
 

@@ -54,6 +54,15 @@ class Done(NamedTuple):
         return {held.path.name: crc32 for held, crc32 in zip(self.task.targets, sums) if crc32 is not None}
 
 
+def _copied(worker: Worker, job: Job) -> list[int]:
+    """Copy a tile. Raises OSError that names the tensor, too."""
+    try:
+        return worker.copy(job)
+    except OSError as error:
+        error.strerror = f"{error.strerror} (`{job.of.task.name}`)"
+        raise
+
+
 def _nothing(_: object) -> None:
     pass
 
@@ -126,7 +135,7 @@ class Copy:
     def _carry_out(self, worker: Worker, job: Job) -> None:
         sums = self._log.known(job.of.number, job.step) if self._log is not None else None
         if sums is None or not worker.lies_there(job, sums):
-            sums = worker.copy(job)
+            sums = _copied(worker, job)
             if self._log is not None:
                 self._log.add(job.of.number, job.step, sums)
         with self._lock:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fxpar.checkpoint import jsonfile
 from fxpar.errors import CheckpointError
 
 NAME = "fxpar.index.json"
@@ -116,11 +117,10 @@ class Index:
     def from_json(text: str, origin: str = NAME) -> Index:
         """Read what `to_json` wrote. Raises CheckpointError, naming `origin`, for anything else."""
         try:
-            data = json.loads(text, object_pairs_hook=_once)
-            if data["format"] != FORMAT:
-                raise CheckpointError(f"{origin} has format {data['format']}, this fxpar reads {FORMAT}")
+            data = json.loads(text, object_pairs_hook=jsonfile.once)
+            _check_format(data["format"], origin)
             source = data["source"]
-            tensors = {name: _indexed(each) for name, each in data["tensors"].items()}
+            tensors = {name: _named(name, each) for name, each in data["tensors"].items()}
             return Index(
                 _text(source["model"]),
                 _text(source["hash"]),
@@ -139,10 +139,7 @@ class Index:
     def read(path: Path) -> Index:
         """Read the index of a folder, or an index by its path. Raises CheckpointError."""
         path = path / NAME if path.is_dir() else path
-        try:
-            return Index.from_json(path.read_text(encoding="utf-8"), path.name)
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        return Index.from_json(jsonfile.text(path), path.name)
 
 
 def entry(tensor: Indexed) -> dict[str, Any]:
@@ -160,6 +157,25 @@ def entry(tensor: Indexed) -> dict[str, Any]:
     if tensor.crc32:
         made["crc32"] = dict(tensor.crc32)
     return made
+
+
+def _check_format(found: Any, origin: str) -> None:
+    if type(found) is int and found == FORMAT:
+        return
+    newer = type(found) is int and found > FORMAT
+    raise CheckpointError(
+        f"{origin} has format {found!r:.20}, this fxpar reads {FORMAT}",
+        details=["a newer fxpar wrote it: install that one"] if newer else [],
+    )
+
+
+def _named(name: str, data: Mapping[str, Any]) -> Indexed:
+    """A tensor whose errors name it."""
+    try:
+        return _indexed(data)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"`{name}`: {reason}") from error
 
 
 def _indexed(data: Mapping[str, Any]) -> Indexed:
@@ -190,15 +206,6 @@ def _part(data: Sequence[Sequence[int]], shape: tuple[int, ...]) -> Part:
     if not inside:
         raise ValueError(f"a tensor of shape {list(shape)} has no box {[list(each) for each in data]}")
     return Part(offsets, sizes, local)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping in which no key stands twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"`{next(name for name in names if names.count(name) > 1)}` stands twice")
-    return found
 
 
 def _count(value: Any) -> int:

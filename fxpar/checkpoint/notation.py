@@ -13,12 +13,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from fxpar.axes.factor import Cat, Dim, Factor, Term, leaves, text
+from fxpar.axes.factor import Cat, Dim, Factor, Term, leaves, size_of, text
 from fxpar.errors import CheckpointError
 
 _TOKEN = re.compile(r"\s*(cat\[|[()\],]|[^\W\d]\w*'*=\d+|\d+)")
-_DEEP = 16
+#: Of a dim: how deep parentheses stand in each other, its letters, and the digits of a size.
+_DEEP, _LONG, _DIGITS = 16, 100_000, 19
 
 
 def written(dims: Iterable[Dim], axis: Callable[[Factor], str | None]) -> tuple[str, ...]:
@@ -48,6 +50,16 @@ def read(texts: Sequence[str]) -> Read:
     reader = _Reader()
     dims = tuple(reader.dim(each) for each in texts)
     return Read(dims, {factor: word.rstrip("'") for word, factor in reader.factors.items()})
+
+
+@lru_cache(maxsize=4096)
+def sized(texts: tuple[str, ...], shape: tuple[int, ...]) -> Read:
+    """Read the dims of a tensor of that shape. Raises CheckpointError for dims of other sizes, too."""
+    found = read(texts)
+    for number, (dim, size) in enumerate(zip(found.dims, shape, strict=True)):
+        if size_of(dim) != size:
+            raise CheckpointError(f"its dim {number} is `{texts[number]:.80}`, which is {size_of(dim)} long")
+    return found
 
 
 @dataclass
@@ -97,6 +109,8 @@ class _Reader:
 
     def _factor(self, word: str, text: str) -> Dim:
         name, _, size = word.rpartition("=")
+        if len(size) > _DIGITS:
+            raise CheckpointError(f"`{word:.40}...` is no size")
         if not name:
             return () if size == "1" else (Factor(int(size), locked=True),)
         factor = self.factors.setdefault(name, Factor(int(size)))
@@ -114,8 +128,12 @@ class _Reader:
 
 
 def _tokens(text: str) -> list[str]:
-    found, at = [], 0
-    while at < len(text.rstrip()):
+    found, at, stop = [], 0, len(text.rstrip())
+    if stop > _LONG:
+        raise CheckpointError(
+            f"`{text:.40}...` is no dim: it has {stop} letters, and at most {_LONG} are read"
+        )
+    while at < stop:
         match = _TOKEN.match(text, at)
         if match is None:
             raise CheckpointError(f"`{text}` is no dim: `{text[at : at + 10]}` cannot be read")

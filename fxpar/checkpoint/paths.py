@@ -7,9 +7,20 @@ from pathlib import Path
 
 def fault(root: Path, name: str) -> str:
     """Why `name` is no file of the folder `root`, or an empty text. Nothing is opened."""
-    if not isinstance(name, str) or name in {"", ".", ".."} or set(name) & set("/\\\0"):
+    if not plain(name):
         return "is not a plain file name"
-    path = root / name
+    try:
+        return _fault(root, root / name)
+    except OSError as error:  # A name may be longer than a system takes.
+        return f"cannot be looked at: {error.strerror}"
+
+
+def plain(name: str) -> bool:
+    """Whether a name can only be that of a file in a folder."""
+    return isinstance(name, str) and name not in {"", ".", ".."} and not set(name) & set("/\\\0")
+
+
+def _fault(root: Path, path: Path) -> str:
     if not path.exists():
         return "is a link to nothing" if path.is_symlink() else "is missing"
     if path.resolve().parent not in _homes(root):

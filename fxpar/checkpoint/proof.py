@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 
-from fxpar.checkpoint import dtypes
+from fxpar.checkpoint import dtypes, notation
 from fxpar.checkpoint.box import Box
 from fxpar.checkpoint.cover import faults, inside, local
 from fxpar.checkpoint.header import LARGEST, RANK, Header
 from fxpar.checkpoint.index import Index, Indexed, Part
 from fxpar.checkpoint.transfer import Transfer
+from fxpar.errors import CheckpointError
 
 
 def sound(index: Index) -> list[str]:
@@ -62,8 +64,8 @@ def _cover(tensor: Indexed) -> Iterator[str]:
         else:
             yield f" {list(tensor.shape)}: no file has the box {fault}"
     for file, parts in tensor.files.items():
-        mine = [Box(part.offsets, part.sizes) for part in parts]
-        for box in dict.fromkeys(box for box in mine if prod(box.sizes) and mine.count(box) > 1):
+        mine = Counter(Box(part.offsets, part.sizes) for part in parts)
+        for box in (box for box, count in mine.items() if prod(box.sizes) and count > 1):
             yield f" has the box {box} twice in {file}"
 
 
@@ -76,6 +78,17 @@ def _meet(box: Box, part: Part) -> bool:
 
 def _said(part: Part) -> str:
     return f"{list(part.sizes)} at {list(part.offsets)}, locally at {list(part.local)}"
+
+
+def dims(index: Index) -> list[str]:
+    """Tensors whose dims in factor notation cannot be read, or are not their shapes."""
+    found = []
+    for name, tensor in index.tensors.items():
+        try:
+            notation.sized(tensor.dims, tensor.shape)
+        except CheckpointError as error:
+            found.append(f"`{name}` {list(tensor.shape)}: {error}")
+    return found
 
 
 def agree(index: Index, headers: Mapping[str, Header]) -> list[str]:

@@ -116,6 +116,11 @@ def said(report: Report, *, dry: bool) -> str:
     )
 
 
+def stopped() -> str:
+    """What is said of a reshard that somebody interrupted."""
+    return "interrupted: nothing is there under the new name\n  --resume goes on from here"
+
+
 def in_words(count: float) -> str:
     """Bytes for people: `512 B`, `1.5 MB`."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fxpar.checkpoint import companions, header, paths, proof
+from fxpar.checkpoint import companions, header, jsonfile, paths, proof
 from fxpar.checkpoint.header import Header
 from fxpar.checkpoint.index import NAME, Index, Indexed, Part
 from fxpar.checkpoint.transfer import Side
 from fxpar.errors import CheckpointError
 
 SINGLE, SHARDED = "model.safetensors", "model.safetensors.index.json"
+#: A file of several, as `model-00001-of-00003.safetensors`.
+_NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)\.safetensors")
 #: The most lines of an error.
 LINES = 50
 
@@ -58,30 +62,41 @@ def open_folder(path: Path) -> Stored:
     Raises CheckpointError that lists all that is wrong: files that are missing, damaged or lead out of the folder,
     tensors that an index has and no file, and the reverse, boxes that are missing or overlap.
     """
-    if path.is_dir():
-        root = path.resolve()
-        if (root / NAME).is_file():
-            return _ours(root)
-        if (root / SHARDED).is_file():
-            return _foreign(root, _weight_map(root / SHARDED))
-        if (root / SINGLE).is_file():
-            return _foreign(root, None, [SINGLE])
-        raise CheckpointError(
-            f"{path} is no checkpoint", details=[f"it has no {NAME}, {SHARDED} or {SINGLE}"]
-        )
-    if path.is_file():
-        return _foreign(path.parent.resolve(), None, [path.name], alone=True)
+    try:
+        if path.is_dir():
+            return _opened(path.resolve())
+        if path.is_file():
+            return _single(path)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror}") from error
     raise CheckpointError(f"{path} is no folder and no file")
 
 
+def _opened(root: Path) -> Stored:
+    """The checkpoint of a folder: an index that cannot be read is not passed over for what lies beside it."""
+    if found := next((name for name in (NAME, SHARDED) if os.path.lexists(root / name)), None):
+        if fault := paths.fault(root, found):
+            raise CheckpointError(f"{root / found} {fault}")
+        return _ours(root) if found == NAME else _foreign(root, _weight_map(root / SHARDED))
+    if os.path.lexists(root / SINGLE):
+        return _foreign(root, None, [SINGLE])
+    raise CheckpointError(f"{root} is no checkpoint", details=[f"it has no {NAME}, {SHARDED} or {SINGLE}"])
+
+
+def _single(path: Path) -> Stored:
+    """One file, or what a link to one leads to: whoever names a link means it."""
+    if paths.fault(path.parent, path.name):
+        path = path.resolve()
+    return _foreign(path.parent.resolve(), None, [path.name], alone=True)
+
+
 def _ours(root: Path) -> Stored:
-    if fault := paths.fault(root, NAME):
-        raise CheckpointError(f"{root / NAME} {fault}")
     index = Index.read(root)
-    wrong = proof.sound(index)
-    headers, faults = _headers(
-        root, sorted({file for tensor in index.tensors.values() for file in tensor.files})
-    )
+    wrong = proof.sound(index) + proof.dims(index)
+    held = {file for tensor in index.tensors.values() for file in tensor.files}
+    headers, faults = _headers(root, sorted(held))
+    ranks = sorted(set(index.ranks) - held)
+    faults += [f"{rank} is not a plain file name" for rank in ranks if not paths.plain(rank)]
     wrong = [*faults, *wrong, *(proof.agree(index, headers) if not wrong else [])]
     wrong += [line for file, each in headers.items() for line in labelled(index, file, each)]
     refuse(f"{root} is no whole checkpoint", wrong)
@@ -93,6 +108,7 @@ def _foreign(
 ) -> Stored:
     """A checkpoint in Hugging Face's layout: `where` is the file of each tensor, or all that the `files` have."""
     headers, wrong = _headers(root, sorted(set(where.values())) if where is not None else files)
+    wrong += [] if where is None else _strays(root, set(where.values()))
     wrong += [line for file, each in headers.items() if (line := _piece(file, each))]
     if where is None:
         where = {name: file for file in headers for name in headers[file].tensors}
@@ -112,6 +128,21 @@ def _foreign(
     tensors = {name: _whole(headers[file], name, file) for name, file in sorted(where.items())}
     index = Index(root.name, digest, {}, tuple(sorted(headers)), tensors)
     return Stored(root, False, index, _light(headers), () if alone else _companions(root))
+
+
+def _strays(root: Path, named: set[str]) -> list[str]:
+    """Files that belong to the same checkpoint by their names, whose tensors would be lost without a word."""
+    sets = {found.groups() for file in named if (found := _NUMBERED.fullmatch(file))}
+
+    def belongs(file: str) -> bool:
+        found = _NUMBERED.fullmatch(file)
+        return file == SINGLE or (found is not None and (not named or found.groups() in sets))
+
+    return [
+        f"{file} is there, and not in {SHARDED}"
+        for file in sorted(os.listdir(root))
+        if file not in named and belongs(file)
+    ]
 
 
 def _whole(header: Header, name: str, file: str) -> Indexed:
@@ -144,7 +175,7 @@ def labelled(index: Index, file: str, header: Header) -> list[str]:
         own = json.loads(header.metadata["fxpar"])
         name, tensors = own["file"], own["tensors"]
         boxes = {key: tensors[key]["files"][name] for key in tensors}
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return [f"{file}: its metadata is damaged"]
     if name != file:
         return [f"{file} was written as {name}"]
@@ -168,7 +199,7 @@ def _piece(file: str, header: Header) -> str:
     try:
         offsets = json.loads(header.metadata.get("DCP_SHARDING_INFO", "{}"))
         cut = any(any(entry["saved_offsets"]) for entry in offsets.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return f"{file}: its DCP_SHARDING_INFO is damaged"
     return f"{file} has parts of tensors, as torch.distributed.checkpoint writes them" if cut else ""
 
@@ -190,8 +221,8 @@ def _companions(root: Path) -> tuple[str, ...]:
 
 def _weight_map(path: Path) -> dict[str, str]:
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        found: Any = json.loads(jsonfile.text(path), object_pairs_hook=jsonfile.once)["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: no `weight_map` can be read: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
         raise CheckpointError(f"{path}: `weight_map` does not map keys to files")

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from math import prod
 
-from fxpar.axes.factor import Factor, holds, holds_partly, leaves
+from fxpar.axes.factor import Cat, Dim, Factor, holds, holds_partly, leaves, size_of
 from fxpar.axes.runs import dim_runs
 from fxpar.checkpoint import notation
 from fxpar.checkpoint.index import Index, Indexed, Part
@@ -24,6 +25,8 @@ from fxpar.mesh import MESH_DIMS, Mesh
 SPLITTING = ("ep", "tp")
 #: Marks behind a mesh dim of a row, as of `fxpar.shard.table`.
 OPTIONAL, UNEVEN = "?", "~"
+#: The most ranks of a mesh, boxes of a tensor in a file, and sizes that an error proposes.
+RANKS, BOXES, PROPOSED = 1 << 16, 1 << 20, 1024
 #: What files of parameters and buffers, and those of optimizer state, begin with.
 MODEL, OPTIMIZER = "model", "optimizer"
 
@@ -73,6 +76,12 @@ class _Tensor:
                         mesh_dim, size, axis, *place, word.endswith(UNEVEN), index.extends
                     )
                     break
+        if (
+            count := prod(_pieces(dim, {each.factor for each in self.splits}) for dim in self.read.dims)
+        ) > BOXES:
+            self.problems.append(
+                f"`{self.name}` would be cut into {count} boxes in a file, at most {BOXES} can be"
+            )
 
     def _over(
         self,
@@ -88,7 +97,7 @@ class _Tensor:
         if factor.size % size == 0 or uneven:
             yield _Split(mesh_dim, axis, dim, factor, size)
         elif axis not in extends or size % factor.size:
-            fits = [n for n in range(1, factor.size + 1) if factor.size % n == 0]
+            fits = [n for n in range(1, min(factor.size, PROPOSED) + 1) if factor.size % n == 0]
             self.problems.append(
                 f"`{self.name}`: {axis} = {factor.size} does not divide over {mesh_dim} = {size}: "
                 f"{mesh_dim} may be {_or(fits)}"
@@ -116,6 +125,24 @@ class _Tensor:
         )
 
 
+def _pieces(dim: Dim, split: set[Factor]) -> int:
+    """At most so many runs of a dim are left when some of its factors are split."""
+    last = max((at for at, term in enumerate(dim) if split & set(leaves((term,)))), default=None)
+    if last is None:
+        return 1
+    term = dim[last]
+    return size_of(dim[:last]) * (
+        sum(_pieces(each, split) for each in term.parts) if isinstance(term, Cat) else 1
+    )
+
+
+def _read(name: str, indexed: Indexed) -> _Tensor:
+    try:
+        return _Tensor(name, indexed, notation.sized(indexed.dims, indexed.shape))
+    except CheckpointError as error:
+        raise CheckpointError(f"`{name}` {list(indexed.shape)}: {error}") from error
+
+
 def target(index: Index, sizes: Mapping[str, int], virtual: int = 1) -> Index:
     """The index of the same tensors for another mesh; `virtual` is the number of stages of each `pp` rank.
 
@@ -126,8 +153,10 @@ def target(index: Index, sizes: Mapping[str, int], virtual: int = 1) -> Index:
     if unknown := [dim for dim in sizes if dim not in MESH_DIMS]:
         raise CheckpointError(f"`{unknown[0]}` is no mesh dim: those are {', '.join(MESH_DIMS)}")
     mesh = Mesh({dim: sizes.get(dim, 1) for dim in MESH_DIMS})
+    if not 1 <= mesh.world <= RANKS:
+        raise CheckpointError(f"the mesh {dict(sizes)} has {mesh.world} ranks: it may have 1 to {RANKS}")
     holders = stages(index, mesh.sizes["pp"], virtual)
-    tensors = [_Tensor(name, each, notation.read(each.dims)) for name, each in index.tensors.items()]
+    tensors = [_read(name, each) for name, each in index.tensors.items()]
     for tensor in tensors:
         tensor.split(index, mesh)
     if problems := [problem for tensor in tensors for problem in tensor.problems]:

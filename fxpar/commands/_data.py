@@ -22,8 +22,13 @@ class DataCommand(click.Command):
 
 
 def data(text: str) -> None:
-    """Write a line, or several, to the stdout of the command that is running; without a reader left, end it."""
+    """Write a line, or several, to the stdout of the command that is running; without a reader left, end it.
+
+    What its encoding does not have is written as an escape.
+    """
+    stdout = click.get_current_context().meta[_STDOUT]
+    encoding = getattr(stdout, "encoding", None) or "utf-8"
     try:
-        click.echo(text, file=click.get_current_context().meta[_STDOUT])
+        click.echo(text.encode(encoding, "backslashreplace").decode(encoding), file=stdout)
     except BrokenPipeError:
         raise click.exceptions.Exit(0) from None

@@ -62,7 +62,7 @@ def command(
     SRC is a folder of fxpar's or of Hugging Face's, or a safetensors file. Neither torch nor the model is needed. Each
     byte is read once, and DST appears whole at the end or not at all.
     """
-    from fxpar.checkpoint.request import Request, said, size
+    from fxpar.checkpoint.request import Request, said, size, stopped
     from fxpar.checkpoint.reshard import reshard
 
     try:
@@ -73,5 +73,9 @@ def command(
     request = Request(sizes, vpp, plan_file, like, layout is not None, limit)
     target = request.target()
     with Bar("reshard", hidden=as_json) as bar:
-        report = reshard(source, destination, target, hf=request.hf, progress=bar, **given)
+        try:
+            report = reshard(source, destination, target, hf=request.hf, progress=bar, **given)
+        except KeyboardInterrupt:
+            click.echo(f"\n{stopped()}", err=True)
+            raise
     data(json.dumps(asdict(report), indent=2) if as_json else said(report, dry=given["dry_run"]))

@@ -78,15 +78,21 @@ def test_metadata_is_the_part_of_one_file() -> None:
         ('{"format": 3}', "fxpar.index.json has format 3, this fxpar reads 2"),
         ('{"format": 2, "format": 2}', "fxpar.index.json is damaged\n  `format` stands twice"),
         ("[" * 100_000, "fxpar.index.json is damaged"),
-        (INDEX.to_json().replace("[8, 3]", "[-8, 3]"), "fxpar.index.json is damaged\n  -8 is no size"),
-        (INDEX.to_json().replace("[8, 3]", "[8.0, 3]"), "fxpar.index.json is damaged\n  8.0 is no size"),
+        (
+            INDEX.to_json().replace("[8, 3]", "[-8, 3]"),
+            "fxpar.index.json is damaged\n  `fused`: -8 is no size",
+        ),
+        (
+            INDEX.to_json().replace("[8, 3]", "[8.0, 3]"),
+            "fxpar.index.json is damaged\n  `fused`: 8.0 is no size",
+        ),
         (
             INDEX.to_json().replace("[[6, 0]", "[[7, 0]"),
-            "fxpar.index.json is damaged\n  a tensor of shape [8, 3] has no box [[7, 0], [2, 3], [2, 0]]",
+            "fxpar.index.json is damaged\n  `fused`: a tensor of shape [8, 3] has no box [[7, 0], [2, 3], [2, 0]]",
         ),
         (
             INDEX.to_json().replace('["4"]', '["4", "1"]'),
-            "fxpar.index.json is damaged\n  a tensor of shape [4] has the dims ['4', '1']",
+            "fxpar.index.json is damaged\n  `late`: a tensor of shape [4] has the dims ['4', '1']",
         ),
         (
             INDEX.to_json().replace("[[0, 0], [2, 3], [0, 0]]", "[[0, 0], [2, 3]]"),
