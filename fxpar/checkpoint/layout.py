@@ -29,8 +29,11 @@ class Slot(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """What it takes in the file."""
-        return dtypes.size(self.dtype, self.shape)
+        """What it takes in the file. Raises ValueError, which names it, where its last element ends within a byte."""
+        try:
+            return dtypes.size(self.dtype, self.shape)
+        except ValueError as error:
+            raise ValueError(f"`{self.name}`: {error}") from error
 
 
 @dataclass(frozen=True)

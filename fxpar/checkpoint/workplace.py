@@ -87,10 +87,11 @@ class Workplace:
         return Journal.create(self._journal, Head(plan, _inode(self.new)))
 
     def _clear(self) -> None:
+        """Remove everything, the journal last: as long as it is there, it tells whether the destination is finished."""
         self._restore()
-        self._journal.unlink(missing_ok=True)
         for folder in (self.new, self.old):
             shutil.rmtree(folder, ignore_errors=True)
+        self._journal.unlink(missing_ok=True)
 
     def close(self, keep: bool) -> None:
         """Let others in. Unless what this process wrote is to be kept for later, nothing of it is left."""
