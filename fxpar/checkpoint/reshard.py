@@ -74,6 +74,8 @@ def reshard(
     error the destination is what it was before.
     """
     destination = Path(os.path.abspath(destination))
+    if not destination.name:
+        raise CheckpointError(f"{destination} is no place for a checkpoint", details=["name a folder in it"])
     if not (resume and folder_of(destination).is_dir()):
         check_target(destination, force)
     stored = open_folder(source)
@@ -99,7 +101,8 @@ def _placed(conversion: Conversion, destination: Path, options: Options) -> Repo
     workplace = Workplace(destination)
     keep = False
     try:
-        if options.resume and workplace.finished(conversion.digest(options.tile)):
+        plan = conversion.digest(options.tile)
+        if options.resume and workplace.finished(plan) and _has_files(destination, conversion):
             return _report(conversion)
         check_target(destination, options.force)
         conversion.check_room(workplace.new)
@@ -114,6 +117,14 @@ def _placed(conversion: Conversion, destination: Path, options: Options) -> Repo
         raise
     finally:
         workplace.close(keep)
+
+
+def _has_files(folder: Path, conversion: Conversion) -> bool:
+    """Whether a folder has all files: the number of one that was removed may be given to another folder."""
+    return all(
+        (folder / file).is_file() and (folder / file).stat().st_size == size
+        for file, size in conversion.sizes.items()
+    )
 
 
 def _written(conversion: Conversion, workplace: Workplace, options: Options) -> Report:

@@ -22,7 +22,13 @@ MARKS = ("fxpar.index.json", "model.safetensors", "model.safetensors.index.json"
 
 
 def check_target(destination: Path, force: bool) -> None:
-    """Raise CheckpointError if a folder may not be written: it is there, and is not to be or cannot be replaced."""
+    """Raise CheckpointError if a folder may not be written: it is there, and is not to be or cannot be replaced.
+
+    Nor can it be where a file stands.
+    """
+    place = next(parent for parent in destination.absolute().parents if os.path.lexists(parent))
+    if not place.is_dir():
+        raise CheckpointError(f"{destination} cannot be written: {place.name} is no folder")
     if not os.path.lexists(destination):
         return
     if not force:

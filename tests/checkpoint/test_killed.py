@@ -15,6 +15,8 @@ from places import DATA, OTHER, SHARDS, snapshot
 from fxpar.checkpoint.index import Index
 from fxpar.checkpoint.request import Request
 from fxpar.checkpoint.reshard import reshard
+from fxpar.checkpoint.workplace import Workplace
+from fxpar.errors import CheckpointError
 
 HERE = Path(__file__).parent
 
@@ -57,6 +59,19 @@ def test_kill_while_a_checkpoint_is_replaced(root: Path, words: tuple[str, ...])
     old = index({"old": tensor("F32", [whole(3)])})
     write(root / "old", old, {"old": values(old.tensors["old"])}, crc32=True)
     assert killed(root, "force", *words) > 70
+
+
+def test_what_was_finished_and_emptied_is_not_finished(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new folder may have the inode of the one that was removed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Workplace, "close", lambda self, _: os.close(self._lock))
+        reshard(root / "source", root / "made", lambda _: OTHER)
+    (root / "made" / "f1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="made exists already"):
+        reshard(root / "source", root / "made", lambda _: OTHER, resume=True)
+    reshard(root / "source", root / "made", lambda _: OTHER, resume=True, force=True)
+    assert snapshot(root / "made").keys() == snapshot(root / "wanted").keys()
+    assert not (root / ".made.reshard").exists()
 
 
 def known() -> Index:
