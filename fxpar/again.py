@@ -81,7 +81,5 @@ def _example(folder: Path, manifest: Manifest) -> Example | None:
     """The batch in the folder, if there is one and no argument of the model is nested."""
     if EXAMPLE not in manifest.files or any("." in spec.name for spec in manifest.inputs):
         return None
-    tensors: Mapping[str, Any] = batches(folder, manifest)[0]
-    return Example(
-        kwargs={spec.name: tensors[spec.name] if spec.dtype else spec.value for spec in manifest.inputs}
-    )
+    batch: Mapping[str, Any] = batches(folder, manifest)[0]
+    return Example(kwargs={spec.name: batch[spec.name] for spec in manifest.inputs})

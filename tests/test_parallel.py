@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 import fxpar
 from fxpar.checkpoint.weights import TensorWeights
@@ -56,6 +57,29 @@ def test_weights_from_elsewhere() -> None:
     torch.testing.assert_close(module(**batch)["loss"], model(**batch)["loss"])
     with pytest.raises(CheckpointError, match="has no value: it lies on the meta device"):
         fxpar.parallelize(empty, fxpar.Plan(), kwargs=batch, device="cpu")
+
+
+class Scaled(nn.Module):
+    """Its outputs depend on a number that a call may leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0, name: str = "plain") -> torch.Tensor:
+        made: torch.Tensor = self.layer(x) * scale
+        return made if name == "plain" else -made
+
+
+def test_what_a_call_leaves_out_is_the_default_of_the_model() -> None:
+    x = torch.randn(2, 4)
+    module = fxpar.parallelize(Scaled(), fxpar.Plan(), kwargs={"x": x, "scale": 0.5, "name": "plain"})
+    assert torch.equal(module(x, 0.5), module(x=x, scale=0.5, name="plain"))
+    with pytest.raises(RankError) as error:
+        module(x)
+    assert "`scale` is missing: it was captured as 0.5" in str(error.value)
+    with pytest.raises(RankError, match="`name` was captured as 'plain', given 'other'"):
+        module(x, scale=0.5, name="other")
 
 
 def test_several_ranks_need_processes() -> None:

@@ -35,3 +35,10 @@ def arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
         what = f"the inputs do not fit `{type(model).__name__}.forward`: {error}"
         raise CaptureError(what, details=[f"forward{signature}"]) from None
     return dict(signature.bind_partial(*args).arguments) | dict(kwargs)
+
+
+def is_default(model: nn.Module, name: str, value: Any) -> bool:
+    """Whether an argument of `forward` has this value where a call leaves it out."""
+    found = inspect.signature(model.forward).parameters.get(name)
+    default = inspect.Parameter.empty if found is None else found.default
+    return type(default) is type(value) and bool(default == value)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxpar.capture.arguments import positional
+from fxpar.capture.arguments import is_default, positional
 from fxpar.capture.clean import clean, drop_dead
 from fxpar.capture.export import ROOT, Traced, trace
 from fxpar.capture.failure import failure
@@ -139,7 +139,9 @@ def _program(model: nn.Module, traced: Traced, graph: fx.Graph, ties: Mapping[st
             tensors[name] = _real(constants[name])
     flat = iter([node for node in graph.nodes if node.meta.get("kind") == "input"])
     inputs = tuple(
-        Input(name, next(flat).name) if isinstance(value, torch.Tensor) else Input(name, None, value)
+        Input(name, next(flat).name)
+        if isinstance(value, torch.Tensor)
+        else Input(name, None, value, is_default(model, name, value))
         for name, value in traced.inputs
     )
     return Program(

@@ -22,12 +22,14 @@ class Input:
 
     `name` is the argument of `forward`, with `.key` or `.0` appended for leaves of nested arguments.
     `placeholder` is the node's name, None for a leaf that was baked into the graph, whose value is then `value`
-    (None, a bool, a number, a string); a later call has to give the same one.
+    (None, a bool, a number, a string); a later call has to give the same one, or may leave it out if it is the default
+    of `forward`.
     """
 
     name: str
     placeholder: str | None
     value: Any = None
+    default: bool = False
 
 
 @dataclass(frozen=True)

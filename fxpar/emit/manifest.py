@@ -83,7 +83,7 @@ def inputs(program: Program) -> tuple[InputSpec, ...]:
             tuple(vals[entry.placeholder].shape),
         )
         if entry.placeholder
-        else InputSpec(entry.name, value=entry.value)
+        else InputSpec(entry.name, value=entry.value, default=entry.default)
         for entry in program.inputs
     )
 

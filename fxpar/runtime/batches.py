@@ -1,9 +1,10 @@
-"""Batches for a run: tensors by the names of the model's inputs, from files."""
+"""Batches for a run: tensors by the names of the model's inputs, from files, and what was captured of other inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from fxpar.emit.folder import EXAMPLE
 from fxpar.errors import RankError
 from fxpar.runtime.manifest import Manifest
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
 
 
 def batches(folder: Path, manifest: Manifest, files: Sequence[str | Path] = ()) -> list[Batch]:
@@ -26,10 +27,11 @@ def batches(folder: Path, manifest: Manifest, files: Sequence[str | Path] = ()) 
         wanted = [f"{spec.name}: {spec.dtype}{list(spec.shape)}" for spec in manifest.inputs if spec.dtype]
         what = "there is no example batch in the folder: give --batch FILE with these tensors"
         raise RankError(what, details=wanted)
-    return [_read(Path(file)) for file in files or [folder / EXAMPLE]]
+    others = {spec.name: spec.value for spec in manifest.inputs if not spec.dtype}
+    return [others | _read(Path(file)) for file in files or [folder / EXAMPLE]]
 
 
-def _read(path: Path) -> Batch:
+def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:

@@ -58,13 +58,17 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """An argument of the model: a tensor of this shape and dtype, or (dtype empty) the value that was captured."""
+    """An argument of the model: a tensor of this shape and dtype, or (dtype empty) the value that was captured.
+
+    `default` says that the model takes the same value where a call leaves it out.
+    """
 
     name: str
     placeholder: str = ""
     dtype: str = ""
     shape: tuple[int, ...] = ()
     value: Any = None
+    default: bool = False
 
 
 @dataclass(frozen=True)

@@ -260,12 +260,10 @@ def _named(
 def _misfit(spec: InputSpec, given: Mapping[str, Any]) -> str:
     value = given.get(spec.name)
     if not spec.placeholder:
+        if spec.name not in given:
+            return "" if spec.default else f"`{spec.name}` is missing: it was captured as {spec.value!r}"
         same = plain.same(value, spec.value)
-        return (
-            ""
-            if same or spec.name not in given
-            else f"`{spec.name}` was captured as {spec.value!r}, given {value!r}"
-        )
+        return "" if same else f"`{spec.name}` was captured as {spec.value!r}, given {value!r}"
     wanted = f"{spec.dtype}{list(spec.shape)}"
     if not isinstance(value, Tensor):
         return f"`{spec.name}` is missing: {wanted}"
