@@ -224,7 +224,7 @@ def test_ctrl_c(call: Call, program: str) -> None:
     out, err = started.communicate()
     assert (started.returncode, out) == (130, "")
     assert err.strip().splitlines() == [
-        "interrupted: nothing is there under the new name",
+        "interrupted",
         "  --resume goes on from here",
     ]
     assert not Path("made").exists()

@@ -48,15 +48,18 @@ def _walk(shape: tuple[int, ...], boxes: Sequence[Box]) -> list[Fault]:
     if not shape:
         return [Fault(True, Box((), ()))] if len(boxes) > 1 else []
     found: list[Fault] = []
+    before: dict[tuple[object, ...], int] = {}
     for start, stop, inner in _slabs(shape[0], boxes):
-        known = {_tail(fault): number for number, fault in enumerate(found) if _ends(fault) == start}
+        here = {}
         for twice, (offsets, sizes) in _walk(shape[1:], inner):
             fault = Fault(twice, Box((start, *offsets), (stop - start, *sizes)))
-            number = known.get(_tail(fault))
-            if number is None:
+            number = before.get(_tail(fault), len(found))
+            if number == len(found):
                 found.append(fault)
             else:  # The same fault as in the slab before.
                 found[number] = found[number].grown(stop - start)
+            here[_tail(fault)] = number
+        before = here
     return found
 
 
@@ -74,10 +77,6 @@ def _slabs(size: int, boxes: Sequence[Box]) -> Iterable[tuple[int, int, list[Box
 
 def _tail(fault: Fault) -> tuple[object, ...]:
     return fault.twice, fault.box.offsets[1:], fault.box.sizes[1:]
-
-
-def _ends(fault: Fault) -> int:
-    return fault.box.offsets[0] + fault.box.sizes[0]
 
 
 def inside(shape: Sequence[int], part: Part) -> bool:

@@ -118,7 +118,7 @@ def said(report: Report, *, dry: bool) -> str:
 
 def stopped() -> str:
     """What is said of a reshard that somebody interrupted."""
-    return "interrupted: nothing is there under the new name\n  --resume goes on from here"
+    return "interrupted\n  --resume goes on from here"
 
 
 def in_words(count: float) -> str:

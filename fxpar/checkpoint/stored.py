@@ -25,8 +25,8 @@ from fxpar.errors import CheckpointError
 SINGLE, SHARDED = "model.safetensors", "model.safetensors.index.json"
 #: A file of several, as `model-00001-of-00003.safetensors`.
 _NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)\.safetensors")
-#: The most lines of an error.
-LINES = 50
+#: The most lines of an error, and letters of a line: names may be of any length.
+LINES, LETTERS = 50, 1000
 
 
 @dataclass(frozen=True)
@@ -233,4 +233,4 @@ def refuse(what: str, wrong: Sequence[str]) -> None:
     """Raise CheckpointError with all that is wrong, if anything is."""
     if wrong:
         rest = [f"... and {len(wrong) - LINES} more"] if len(wrong) > LINES else []
-        raise CheckpointError(what, details=[*wrong[:LINES], *rest])
+        raise CheckpointError(what, details=[*(f"{line:.{LETTERS}}" for line in wrong[:LINES]), *rest])

@@ -16,6 +16,7 @@ from fxpar.checkpoint import layout
 from fxpar.checkpoint.header import LONGEST
 from fxpar.checkpoint.index import metadata
 from fxpar.checkpoint.layout import Slot
+from fxpar.errors import CheckpointError
 
 
 @pytest.fixture
@@ -343,6 +344,28 @@ def test_index_that_contradicts_itself(
 ) -> None:
     ours.edit(change)
     ours.refuses(line)
+
+
+def test_names_of_any_length(ours: Place) -> None:
+    """The error is not longer for them."""
+    name = "n" * 1_000_000
+    ours.edit(lambda data: data["tensors"].update({name: data["tensors"]["scale"]}))
+    ours.refuses(f"{FILES[0]}: `{name[:900]}")
+    with pytest.raises(CheckpointError) as caught:
+        ours.reshard()
+    assert len(str(caught.value)) < 5000
+
+
+def test_thousands_of_boxes_that_are_not_the_whole(ours: Place) -> None:
+    """Told in a time that grows with their number alone."""
+    boxes = [[[at, at], [1, 1], [at, 0]] for at in range(3000)]
+
+    def change(data: dict[str, Any]) -> None:
+        entry = data["tensors"]["norm"] | {"shape": [3000, 3000], "dims": ["3000", "3000"], "crc32": {}}
+        data["tensors"]["more"] = entry | {"files": {FILES[0]: boxes}}
+
+    ours.edit(change)
+    ours.refuses("`more` [3000, 3000]: no file has the box [1, 2999] at [0, 1]", "... and 5")
 
 
 def test_all_that_is_wrong_is_said_at_once(ours: Place) -> None:
