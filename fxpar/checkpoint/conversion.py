@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +23,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Conversion:
-    """A source, the index of the target, whether that is Hugging Face's layout, and each file's starts and bytes."""
+    """A source, the index of the target, and whether that is Hugging Face's layout.
+
+    Of each file the header (compressed: with many tensors they are long), the byte at which each tensor starts, and all
+    bytes.
+    """
 
     source: Stored
     index: Index
     hf: bool
+    headers: Mapping[str, bytes]
     starts: Mapping[str, Mapping[str, int]]
     sizes: Mapping[str, int]
 
@@ -36,19 +42,22 @@ class Conversion:
         dropped = [name for name, tensor in source.index.tensors.items() if hf and tensor.of]
         wrong = [*proof.equal(source.index, index, dropped), *proof.sound(index), *_names(index, hf)]
         refuse("the target does not fit the source", wrong)
-        files = {file: _lay(index, file, hf) for file in _files(index)}
-        starts = {file: laid.starts for file, laid in files.items()}
-        made = cls(source, index, hf, starts, {file: laid.size for file, laid in files.items()})
+        headers, starts, sizes = {}, {}, {}
+        for file in _files(index):
+            laid = _lay(index, file, hf)
+            headers[file], starts[file], sizes[file] = zlib.compress(laid.header, 1), laid.starts, laid.size
+        made = cls(source, index, hf, headers, starts, sizes)
         refuse("tensors cannot be cut so", proof.whole_bytes(made.transfer(Path())))
         return made
 
     def transfer(self, folder: Path) -> Transfer:
         """The tasks that fill the files in a folder."""
-        return Transfer(self.source.side, Side(folder, self.index, self.starts))
+        paths = {file: folder / file for file in self.sizes}
+        return Transfer(self.source.side, Side(self.index, paths, lambda file, name: self.starts[file][name]))
 
     def header(self, file: str) -> bytes:
         """What a file begins with."""
-        return _lay(self.index, file, self.hf).header
+        return zlib.decompress(self.headers[file])
 
     def texts(self, crc32: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
         """The index by the name of its file, with the checksums of tensors by name and file."""
@@ -85,8 +94,19 @@ class Conversion:
             for file, header in sorted(source.headers.items())
         ]
         others = companions.stamps(source.root, source.companions)
-        data = [VERSION, tile, str(source.root), seen, others, self.hf, self.index.to_json()]
-        return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+        data = [
+            VERSION,
+            tile,
+            str(source.root),
+            seen,
+            others,
+            self.hf,
+            replace(self.index, tensors={}).to_json(),
+        ]
+        found = hashlib.sha256(json.dumps(data).encode())
+        for file in sorted(self.headers):  # With the boxes of all tensors.
+            found.update(f"{file} {len(self.headers[file])} ".encode() + self.headers[file])
+        return found.hexdigest()
 
     def check_room(self, folder: Path) -> None:
         """Raise CheckpointError if a disk has not the room for what `folder` does not have yet."""

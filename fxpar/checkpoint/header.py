@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def parse(text: bytes, body: int) -> tuple[dict[str, str], dict[str, Span]]:
     metadata = fields.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"`{METADATA}` is not a mapping of strings to strings")
-    tensors = {name: _span(name, entry) for name, entry in fields.items()}
+    tensors = {sys.intern(name): _span(name, entry) for name, entry in fields.items()}
     _check_body(tensors, body)
     return metadata, tensors
 

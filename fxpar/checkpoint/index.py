@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from fxpar.errors import CheckpointError
 NAME = "fxpar.index.json"
 #: Raised whenever an older reader would misunderstand what is written.
 FORMAT = 2
+_COMPACT = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Part(NamedTuple):
@@ -117,7 +119,7 @@ class Index:
     def from_json(text: str, origin: str = NAME) -> Index:
         """Read what `to_json` wrote. Raises CheckpointError, naming `origin`, for anything else."""
         try:
-            data = json.loads(text, object_pairs_hook=jsonfile.once)
+            data = json.loads(text, object_pairs_hook=_read)
             _check_format(data["format"], origin)
             source = data["source"]
             tensors = {name: _named(name, each) for name, each in data["tensors"].items()}
@@ -142,8 +144,15 @@ class Index:
         return Index.from_json(jsonfile.text(path), path.name)
 
 
-def entry(tensor: Indexed) -> dict[str, Any]:
-    """A tensor as plain data."""
+@lru_cache(maxsize=4096)
+def shared(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Equal parts as one object: thousands of tensors have the same."""
+    return parts
+
+
+def entry(tensor: Indexed, file: str = "") -> dict[str, Any]:
+    """A tensor as plain data; with `file` only what that file has, without its checksum."""
+    files = {file: tensor.files[file]} if file else tensor.files
     made: dict[str, Any] = {
         "dtype": tensor.dtype,
         "shape": tensor.shape,
@@ -153,8 +162,8 @@ def entry(tensor: Indexed) -> dict[str, Any]:
     if tensor.of:
         made["of"] = tensor.of
     made["placement"] = dict(tensor.placement)
-    made["files"] = {file: [list(part) for part in parts] for file, parts in tensor.files.items()}
-    if tensor.crc32:
+    made["files"] = {file: [list(part) for part in parts] for file, parts in files.items()}
+    if tensor.crc32 and not file:
         made["crc32"] = dict(tensor.crc32)
     return made
 
@@ -169,8 +178,19 @@ def _check_format(found: Any, origin: str) -> None:
     )
 
 
-def _named(name: str, data: Mapping[str, Any]) -> Indexed:
+def _read(pairs: list[tuple[str, Any]]) -> Any:
+    """A mapping in which no key stands twice; a tensor at once, as thousands of them would take much as plain data."""
+    found = jsonfile.once(pairs)
+    try:
+        return _indexed(found) if "files" in found else found
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return found  # What is wrong is said when its name is known.
+
+
+def _named(name: str, data: Any) -> Indexed:
     """A tensor whose errors name it."""
+    if isinstance(data, Indexed):
+        return data
     try:
         return _indexed(data)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -180,7 +200,9 @@ def _named(name: str, data: Mapping[str, Any]) -> Indexed:
 
 def _indexed(data: Mapping[str, Any]) -> Indexed:
     shape = tuple(_count(size) for size in data["shape"])
-    files = {file: tuple(_part(part, shape) for part in parts) for file, parts in data["files"].items()}
+    files = {
+        file: shared(tuple(_part(part, shape) for part in parts)) for file, parts in data["files"].items()
+    }
     if not files or not all(files.values()):
         raise ValueError("a tensor has no boxes")
     dims = tuple(_text(dim) for dim in data["dims"])
@@ -231,11 +253,12 @@ def metadata(index: Index, file: str) -> dict[str, str]:
         name: {"saved_offsets": list(t.files[file][0].offsets if len(t.files[file]) == 1 else t.shape)}
         for name, t in held.items()
     }
-    own = {name: entry(replace(t, files={file: t.files[file]}, crc32={})) for name, t in held.items()}
-    mine = {"format": FORMAT, "hash": index.hash, "mesh": dict(index.mesh), "file": file, "tensors": own}
+    # Tensor by tensor: all of them as plain data would take more than the text.
+    own = ",".join(f"{_COMPACT(name)}:{_COMPACT(entry(t, file))}" for name, t in held.items())
+    mine = {"format": FORMAT, "hash": index.hash, "mesh": dict(index.mesh), "file": file}
     return {
         "format": "pt",
-        "fxpar": json.dumps(mine, separators=(",", ":")),
+        "fxpar": f'{_COMPACT(mine)[:-1]},"tensors":{{{own}}}}}',
         "DCP_VERSION": "1.0",
-        "DCP_SHARDING_INFO": json.dumps(offsets, separators=(",", ":")),
+        "DCP_SHARDING_INFO": _COMPACT(offsets),
     }

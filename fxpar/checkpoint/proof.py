@@ -134,11 +134,14 @@ def equal(source: Index, target: Index, dropped: Iterable[str] = ()) -> list[str
 def whole_bytes(transfer: Transfer) -> list[str]:
     """Tensors with elements of less than a byte that would be cut within one."""
     found = []
-    for number in range(len(transfer)):
-        task = transfer[number]
-        if dtypes.BITS[task.dtype] % 8:
-            try:
-                _ = task.geometry
-            except ValueError as error:
-                found.append(f"`{task.name}` {task.dtype} {list(task.shape)}: {error}")
+    packed = [
+        n
+        for n, name in enumerate(transfer.names)
+        if dtypes.BITS[transfer.source.index.tensors[name].dtype] % 8
+    ]
+    for task in map(transfer.__getitem__, packed):
+        try:
+            _ = task.geometry
+        except ValueError as error:
+            found.append(f"`{task.name}` {task.dtype} {list(task.shape)}: {error}")
     return found

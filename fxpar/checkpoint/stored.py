@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,8 @@ class Stored:
     @property
     def side(self) -> Side:
         """Where the bytes of each tensor start in each file."""
-        starts = {
-            file: {name: header.start(name) for name in header.tensors}
-            for file, header in self.headers.items()
-        }
-        return Side(self.root, self.index, starts)
+        paths = {file: self.root / file for file in self.headers}
+        return Side(self.index, paths, lambda file, name: self.headers[file].start(name))
 
     def changed(self) -> list[str]:
         """The files that are not what they were when their headers were read."""
@@ -94,22 +91,22 @@ def _ours(root: Path) -> Stored:
     index = Index.read(root)
     wrong = proof.sound(index) + proof.dims(index)
     held = {file for tensor in index.tensors.values() for file in tensor.files}
-    headers, faults = _headers(root, sorted(held))
+    headers, faults = _headers(root, sorted(held), lambda file, each: labelled(index, file, each))
     ranks = sorted(set(index.ranks) - held)
     faults += [f"{rank} is not a plain file name" for rank in ranks if not paths.plain(rank)]
-    wrong = [*faults, *wrong, *(proof.agree(index, headers) if not wrong else [])]
-    wrong += [line for file, each in headers.items() for line in labelled(index, file, each)]
-    refuse(f"{root} is no whole checkpoint", wrong)
-    return Stored(root, True, index, _light(headers), _companions(root))
+    refuse(
+        f"{root} is no whole checkpoint",
+        [*faults, *wrong, *(proof.agree(index, headers) if not wrong else [])],
+    )
+    return Stored(root, True, index, headers, _companions(root))
 
 
 def _foreign(
     root: Path, where: Mapping[str, str] | None, files: Sequence[str] = (), *, alone: bool = False
 ) -> Stored:
     """A checkpoint in Hugging Face's layout: `where` is the file of each tensor, or all that the `files` have."""
-    headers, wrong = _headers(root, sorted(set(where.values())) if where is not None else files)
+    headers, wrong = _headers(root, sorted(set(where.values())) if where is not None else files, _piece)
     wrong += [] if where is None else _strays(root, set(where.values()))
-    wrong += [line for file, each in headers.items() if (line := _piece(file, each))]
     if where is None:
         where = {name: file for file in headers for name in headers[file].tensors}
     for file, each in headers.items():
@@ -127,7 +124,7 @@ def _foreign(
     digest = hashlib.sha256("".join(headers[file].digest for file in sorted(headers)).encode()).hexdigest()
     tensors = {name: _whole(headers[file], name, file) for name, file in sorted(where.items())}
     index = Index(root.name, digest, {}, tuple(sorted(headers)), tensors)
-    return Stored(root, False, index, _light(headers), () if alone else _companions(root))
+    return Stored(root, False, index, headers, () if alone else _companions(root))
 
 
 def _strays(root: Path, named: set[str]) -> list[str]:
@@ -153,17 +150,23 @@ def _whole(header: Header, name: str, file: str) -> Indexed:
     )
 
 
-def _headers(root: Path, files: Iterable[str]) -> tuple[dict[str, Header], list[str]]:
-    """The headers of files, and what is wrong with the others."""
+def _headers(
+    root: Path, files: Iterable[str], check: Callable[[str, Header], list[str]]
+) -> tuple[dict[str, Header], list[str]]:
+    """The headers of files, and what is wrong with them. Metadata as long as the index is checked, and not kept."""
     found, wrong = {}, []
     for file in files:
         if fault := paths.fault(root, file):
             wrong.append(f"{file} {fault}")
             continue
         try:
-            found[file] = header.read(root / file)
+            each = header.read(root / file)
         except CheckpointError as error:
             wrong.append(str(error).replace(f"{root}/", "", 1))
+            continue
+        wrong += check(file, each)
+        kept = {key: text for key, text in each.metadata.items() if key in ("format", "DCP_VERSION")}
+        found[file] = replace(each, metadata=kept)
     return found, wrong
 
 
@@ -172,9 +175,9 @@ def labelled(index: Index, file: str, header: Header) -> list[str]:
     if "fxpar" not in header.metadata:
         return []
     try:
-        own = json.loads(header.metadata["fxpar"])
+        own = json.loads(header.metadata["fxpar"], object_hook=lambda found: found.get("files", found))
         name, tensors = own["file"], own["tensors"]
-        boxes = {key: tensors[key]["files"][name] for key in tensors}
+        boxes = {key: tensors[key][name] for key in tensors}
     except (ValueError, LookupError, TypeError, RecursionError):
         return [f"{file}: its metadata is damaged"]
     if name != file:
@@ -192,25 +195,16 @@ def _plain(parts: Sequence[Part]) -> list[list[list[int]]]:
     return [[list(numbers) for numbers in part] for part in parts]
 
 
-def _piece(file: str, header: Header) -> str:
-    """Why the tensors of a file are not whole ones, or an empty text."""
+def _piece(file: str, header: Header) -> list[str]:
+    """Why the tensors of a file are not whole ones."""
     if "fxpar" in header.metadata:
-        return f"{file} is a part of a checkpoint of fxpar, and {NAME} is not beside it"
+        return [f"{file} is a part of a checkpoint of fxpar, and {NAME} is not beside it"]
     try:
         offsets = json.loads(header.metadata.get("DCP_SHARDING_INFO", "{}"))
         cut = any(any(entry["saved_offsets"]) for entry in offsets.values())
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return f"{file}: its DCP_SHARDING_INFO is damaged"
-    return f"{file} has parts of tensors, as torch.distributed.checkpoint writes them" if cut else ""
-
-
-def _light(headers: Mapping[str, Header]) -> dict[str, Header]:
-    """The headers without metadata that is as long as the index."""
-    kept = {"format", "DCP_VERSION"}
-    return {
-        file: replace(each, metadata={key: text for key, text in each.metadata.items() if key in kept})
-        for file, each in headers.items()
-    }
+        return [f"{file}: its DCP_SHARDING_INFO is damaged"]
+    return [f"{file} has parts of tensors, as torch.distributed.checkpoint writes them"] if cut else []
 
 
 def _companions(root: Path) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from math import prod
 from fxpar.axes.factor import Cat, Dim, Factor, holds, holds_partly, leaves, size_of
 from fxpar.axes.runs import dim_runs
 from fxpar.checkpoint import notation
-from fxpar.checkpoint.index import Index, Indexed, Part
+from fxpar.checkpoint.index import Index, Indexed, Part, shared
 from fxpar.checkpoint.stages import stages
 from fxpar.errors import CheckpointError
 from fxpar.mesh import MESH_DIMS, Mesh
@@ -119,9 +119,11 @@ class _Tensor:
         runs = [
             dim_runs(dim, {f: c for f, c in chosen.items() if f in leaves(dim)}) for dim in self.read.dims
         ]
-        return tuple(
-            Part(tuple(r[0] for r in place), tuple(r[2] for r in place), tuple(r[1] for r in place))
-            for place in product(*runs)
+        return shared(
+            tuple(
+                Part(tuple(r[0] for r in place), tuple(r[2] for r in place), tuple(r[1] for r in place))
+                for place in product(*runs)
+            )
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -66,11 +66,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Side:
-    """A checkpoint: its folder, its index, and for each file the byte at which each tensor starts."""
+    """A checkpoint: its index, the path of each file, and the byte of a file (first) at which a tensor starts."""
 
-    root: Path
     index: Index
-    starts: Mapping[str, Mapping[str, int]]
+    paths: Mapping[str, Path]
+    start: Callable[[str, str], int]
 
     def held(self, name: str) -> tuple[Held, ...]:
         """The files that hold a tensor; none if the checkpoint has no such tensor."""
@@ -78,7 +78,7 @@ class Side:
         if tensor is None:
             return ()
         return tuple(
-            Held(self.root / file, self.starts[file][name], parts, tensor.crc32.get(file))
+            Held(self.paths[file], self.start(file, name), parts, tensor.crc32.get(file))
             for file, parts in tensor.files.items()
         )
 
@@ -88,16 +88,16 @@ class Transfer:
 
     def __init__(self, source: Side, target: Side) -> None:
         self.source, self.target = source, target
-        self._names = sorted(target.index.tensors, key=self._place)
+        self.names = sorted(target.index.tensors, key=self._place)
 
     def _place(self, name: str) -> tuple[str, int, str]:
         file = next(iter(self.source.index.tensors[name].files))
-        return file, self.source.starts[file][name], name
+        return file, self.source.start(file, name), name
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __getitem__(self, number: int) -> Task:
-        name = self._names[number]
+        name = self.names[number]
         tensor = self.source.index.tensors[name]
         return Task(name, tensor.dtype, tensor.shape, self.source.held(name), self.target.held(name))

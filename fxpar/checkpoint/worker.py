@@ -19,6 +19,7 @@ from fxpar.checkpoint.handles import Handles, fill, put
 from fxpar.checkpoint.job import Job
 from fxpar.checkpoint.tile import Move, Run
 from fxpar.checkpoint.transfer import Held
+from fxpar.checkpoint.writeback import Writeback
 
 UNITS: dict[int, type[np.unsignedinteger[Any]]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 Array = NDArray[np.unsignedinteger[Any]]
@@ -36,6 +37,7 @@ class Worker:
         self._run = np.empty(most, np.uint8)
         self._views = self._tile.data, self._run.data
         self._sums: dict[tuple[int, int], int] = {}
+        self._writeback = Writeback()
 
     def copy(self, job: Job) -> list[int]:
         """Copy a tile; return the checksums of its runs in all holders that are summed up. Raises OSError."""
@@ -98,6 +100,7 @@ class Worker:
             data = self._views[1][: run.bytes]
         with self._outputs.open(held.path) as file:
             put(file, data, held.start + run.start)
+            self._writeback.wrote(held.path, file, run.bytes)
         return data
 
     def _place(self, run: Run) -> memoryview:

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxpar.checkpoint.box import Box
@@ -44,6 +44,7 @@ def test_one_fault_across_slabs() -> None:
     assert faults((4, 3), held) == (Fault(False, Box((0, 2), (4, 1))),)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_faults_are_the_elements_that_are_not_there_once(data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple))

@@ -6,17 +6,19 @@ import zlib
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxpar.checkpoint.crc import Sum, combine
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_two_pieces(first: bytes, second: bytes) -> None:
     assert combine(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_pieces_in_any_order(data: st.DataObject) -> None:
     text = data.draw(st.binary(max_size=200))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -159,6 +159,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
             header.read(tmp_path / name)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60), st.integers(0, 9))
 def test_any_bytes_are_a_header_or_an_error(data: bytes, body: int) -> None:
     for text in (data, b"{" + data, b'{"a":' + data + b"}"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,8 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import even, fused, index, tensor, values, whole, write
 
-from fxpar.checkpoint.index import Index, Indexed
+from fxpar.checkpoint.conversion import convert
+from fxpar.checkpoint.index import Index, Indexed, metadata
+from fxpar.checkpoint.layout import Slot, header
 from fxpar.checkpoint.reshard import reshard
+from fxpar.checkpoint.stored import open_folder
 from fxpar.errors import CheckpointError
 
 
@@ -99,7 +104,7 @@ def layout(data: st.DataObject, shapes: list[tuple[str, tuple[int, ...]]]) -> In
     return index(tensors)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_there_and_back(data: st.DataObject) -> None:
     sizes = st.lists(st.sampled_from([1, 2, 3, 4, 6, 12]), max_size=3).map(tuple)
@@ -175,9 +180,6 @@ def test_less_than_a_byte_is_cut_at_bytes(tmp_path: Path) -> None:
     source = index({"a": tensor("F4", [whole(4), whole(6)])})
     folder = tmp_path / "source"
     packed = bytes(range(12))
-    from fxpar.checkpoint.index import metadata
-    from fxpar.checkpoint.layout import Slot, header
-
     folder.mkdir()
     start = header([Slot("a", "F4", (4, 6))], metadata(source, "f0.safetensors"))
     (folder / "f0.safetensors").write_bytes(start + packed)
@@ -192,6 +194,46 @@ def test_less_than_a_byte_is_cut_at_bytes(tmp_path: Path) -> None:
         CheckpointError, match=r"`a` F4 \[4, 6\]: elements of 4 bits can be cut at whole bytes only"
     ):
         reshard(folder, tmp_path / "other", lambda _: target)
+
+
+def sparse(folder: Path, layout: Index) -> Path:
+    """A checkpoint of zeros that takes no room."""
+    folder.mkdir()
+    for file in layout.files:
+        slots = [Slot(name, each.dtype, each.local_shape(file)) for name, each in layout.tensors.items()]
+        start = header(slots, metadata(layout, file))
+        (folder / file).write_bytes(start)
+        os.truncate(folder / file, len(start) + sum(slot.bytes for slot in slots))
+    (folder / "fxpar.index.json").write_text(layout.to_json())
+    return folder
+
+
+def test_a_tensor_of_fifty_gigabytes(tmp_path: Path) -> None:
+    one = index({"a": tensor("F32", [whole(50_000), whole(250_000)])})
+    four = index({"a": tensor("F32", [whole(50_000), even(250_000, 4)])})
+    made = convert(open_folder(sparse(tmp_path / "source", one)), lambda _: four, False)
+    assert made.bytes == made.read == 50_000_000_000
+    assert [size - size % 10**9 for size in made.sizes.values()] == [12 * 10**9] * 4
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """A tensor of 256 MiB, columns of it in four files."""
+    one = index({"a": tensor("F32", [whole(4096), whole(16384)])})
+    sparse(tmp_path / "source", one)
+    four = index({"a": tensor("F32", [whole(4096), even(16384, 4)])})
+    (tmp_path / "four.json").write_text(four.to_json())
+    check = (
+        "import resource, sys; from pathlib import Path; from fxpar.checkpoint.index import Index;"
+        "from fxpar.checkpoint.reshard import reshard; place = Path(sys.argv[1]);"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024; before = peak();"
+        "reshard(place / 'source', place / 'made', lambda _: Index.read(place / 'four.json'));"
+        "print(peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check, tmp_path], check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert int(done.stdout) < 64
+    shutil.rmtree(tmp_path / "made")
 
 
 def test_torch_is_not_needed() -> None:

@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import even, fused, parts, whole
 
@@ -60,6 +60,7 @@ CUTS = st.integers(1, 6).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(CUTS, min_size=1, max_size=3), st.integers(8, 64), st.sampled_from([8, 16, 32]))
 def test_runs_are_every_byte_of_every_file_once(
     cuts: list[list[list[tuple[int, int]]]], most: int, bits: int
