@@ -29,8 +29,8 @@ from fxpar.errors import CheckpointError
 WRITES = ("pwrite", "write")
 #: What changes the disk; `open` makes files.
 CALLS = (*WRITES, "open", "fsync", "rename", "mkdir", "rmdir", "unlink", "truncate", "posix_fallocate")
-#: The last calls, with the commit among them, and those between that are tried with `force`.
-LAST, STEP = 30, 8
+#: The last calls, with the commit among them, and the step between those before, where these are nothing new.
+LAST, STEP = 24, 8
 
 
 class Killer:
@@ -157,7 +157,7 @@ def same(first: Path, second: Path) -> bool:
 def points(count: int, words: set[str]) -> Iterator[int]:
     """The calls at which a run is killed: all, or where copying is nothing new the last ones and some of the others."""
     for at in range(1, count + 1):
-        if "force" not in words or at > count - LAST or at % STEP == 0:
+        if not words & {"force", "command"} or at > count - LAST or at % STEP == 0:
             yield at
 
 
