@@ -14,7 +14,7 @@ from torch import fx
 from fxpar import yamlfile
 from fxpar.axes.factor import Dim, Factor, leaves
 from fxpar.axes.infer import Inference
-from fxpar.axes.links import FREE, SUM, WHOLE, Links
+from fxpar.axes.links import FREE, SUM, Links
 from fxpar.axes.schema import op_name
 from fxpar.errors import Place, RuleError
 
@@ -117,7 +117,7 @@ def _along_columns(node: fx.Node, first: fx.Node, found: Inference, dependent: C
     along = [
         dim
         for role, kind in middle.roles.items()
-        if kind.meaning == WHOLE
+        if kind.meaning not in (FREE, SUM)
         for _, _, dim in middle.sites(role)
     ]
     run = {factor for dim in along for factor in leaves(dim)}

@@ -99,6 +99,7 @@ def visit(node: fx.Node, rules: Mapping[str, OpRule], found: Inference) -> None:
         found.unknown[op_name(node)].append(node)
         links = HANDLERS["opaque"](Call(node, _NO_RULE, {}, operands, shapes))
     links.linear &= _is_numeric(node)
+    links.axes = rule.axes if rule else ()
     _check(node, rule or _NO_RULE, links, shapes)
     found.links[node] = links
     found.dims[node] = tuple(equations.dims_of(out) for out in links.outs)

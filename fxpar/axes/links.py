@@ -56,6 +56,8 @@ class Links:
     rule: str = ""
     sizes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Arguments that are the sizes of roles: `groups` of a convolution, `normalized_shape` of a norm."""
+    axes: tuple[str, ...] = ()
+    """The axes for whose factors the lowerings are; all where there is none."""
 
     def sites(self, role: str, *, outputs: bool = False) -> Iterator[tuple[int, int, Dim]]:
         """Where a role stands: (operand or output index, dim index, its resolved piece)."""
@@ -64,6 +66,10 @@ class Links:
                 for name, piece in pieces:
                     if name == role:
                         yield index, dim, resolve(piece)
+
+    def first(self, role: str) -> Dim:
+        """The resolved piece that plays a role, in the first operand that has it; else in the first output."""
+        return next(dim for outputs in (False, True) for _, _, dim in self.sites(role, outputs=outputs))
 
     def factors(self, role: str) -> list[Factor]:
         """The factors that a role can be split on.

@@ -9,7 +9,7 @@ from torch import fx
 
 from fxpar.axes.apply import piece
 from fxpar.axes.call import Call, kept_dims, opaque, whole
-from fxpar.axes.factor import Dim, size_of
+from fxpar.axes.factor import Dim, fresh, size_of
 from fxpar.axes.links import Dims, Links, Pieces
 from fxpar.axes.unify import unify
 
@@ -44,13 +44,15 @@ def index(call: Call) -> Links:
 
 
 def gather(call: Call) -> Links:
-    """gather(x, dim, index): the gathered dim is whole in x; dims where index is as long as x are shared.
+    """gather(x, dim, index): x has the gathered dim alone; dims where index is as long as x are shared.
 
-    Of a dim where it is shorter, the first rows of x are taken.
+    Of a dim where it is shorter, the first rows of x are taken. Splitting the gathered dim has the rule's meaning.
     """
     (_, dims), (_, ids) = call.operands[:2]
     at = call.axis()
-    first, second = kept_dims(dims, skip=(at,)), []
+    first, second = kept_dims(dims), []
+    if dims:
+        first[at] = piece("rows", dims[at])
     for i, dim in enumerate(ids):
         if i == at:
             second.append(piece("i", dim))
@@ -60,7 +62,24 @@ def gather(call: Call) -> Links:
         else:
             unify(dim, dims[i])
             second.append(first[i])
-    return call.links([first, second], [second], kind="op")
+    return call.links([first, second], [second], kind="op", meanings={"rows": call.rule.meaning})
+
+
+def take_along(call: Call) -> Links:
+    """take_along_dim(x, index, dim) where it is a gather: all other dims of the index are as long as those of x."""
+    (_, dims), (_, ids) = call.operands[:2]
+    if call.arguments["dim"] is None or len(ids) != len(dims):
+        return opaque(call)
+    others = [i for i in range(call.rank) if i != call.axis()]
+    return gather(call) if all(size_of(ids[i]) == size_of(dims[i]) for i in others) else opaque(call)
+
+
+def one_hot(call: Call) -> Links:
+    """A last dim of classes, new; splitting it has the rule's meaning."""
+    first = kept_dims(call.operands[0][1])
+    classes = piece("classes", fresh(call.shapes[0][-1]))
+    meanings = {"classes": call.rule.meaning}
+    return call.links([first], [[*first, classes]], kind="op", linear=False, meanings=meanings)
 
 
 def index_put(call: Call) -> Links:

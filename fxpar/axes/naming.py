@@ -27,6 +27,9 @@ ACTIVATION = "activation"
 #: How the numbered dim of a look-up is seen, and how where weights are looked up.
 LOOKED_UP, STACK = "lookup.rows", "linear.stack"
 
+#: How a dim is seen among whose rows integers choose, and how where these are inputs of the model: labels.
+CHOSEN = {"gather.rows": "gather.labels", "one_hot.classes": "one_hot.labels"}
+
 FIELDS = ("axis", "seen", "any", "unseen", "at_least", "extends")
 
 
@@ -113,7 +116,8 @@ def name(
     """Give names to factors, from what was seen of them at every node and at composites of several nodes."""
     seen: dict[Factor, dict[str, fx.Node]] = defaultdict(dict)
     dependent = _dependent(found, inputs)
-    weights = _dependent(found, (n for n in found.dims if n.meta.get("kind") == "parameter")) - dependent
+    learned = _dependent(found, (n for n in found.dims if n.meta.get("kind") == "parameter"))
+    weights = learned - dependent
     for node in inputs:
         for index, dim in enumerate(found.of(node)):
             for factor in leaves(dim):
@@ -123,7 +127,7 @@ def name(
     for node, links in found.links.items():
         of = _Weights.of(node, found, weights, chosen)
         for label, dim in _labels(links):
-            label = of.label(label, dim)
+            label = _by_labels(node, of.label(label, dim), learned)
             factors = list(leaves(resolve(dim)))
             suffix = "" if node in dependent else ".constant"
             for factor in factors:
@@ -143,6 +147,12 @@ def name(
         if rule:
             named[factor] = rule
     return Naming(named, dict(seen), {rule.extends: rule.axis for rule in ordered if rule.extends})
+
+
+def _by_labels(node: fx.Node, label: str, learned: set[fx.Node]) -> str:
+    """How a dim is seen whose rows are chosen by integers: otherwise where no parameter has a part in them."""
+    integers = (n for n in node.all_input_nodes if not n.meta["val"].is_floating_point())
+    return CHOSEN[label] if label in CHOSEN and learned.isdisjoint(integers) else label
 
 
 def _activates(node: fx.Node, links: Links) -> bool:

@@ -6,6 +6,7 @@
   sum: [i]                         # roles whose split leaves the output Partial
   whole: [v]                       # roles that cannot be split
   lower: {v: embedding}            # roles whose split needs a lowering
+  axes: [vocab]                    # the axes that lowerings split; all, if it is left out
   seen: {i: linear.in, o: linear.out}
   sizes: {groups: g}               # arguments that are the size of a role, or of the last ones of a list of roles
   terms: [bias]                    # arguments added to a summed result
@@ -34,6 +35,7 @@ FIELDS = (
     "sum",
     "whole",
     "lower",
+    "axes",
     "seen",
     "sizes",
     "terms",
@@ -62,6 +64,7 @@ class OpRule:
     kind: str = "op"
     meaning: str = WHOLE
     proof: tuple[yamlfile.Node, ...] = ()
+    axes: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -133,6 +136,7 @@ def read(entry: yamlfile.Node) -> list[OpRule]:
             fields["kind"].choice(("op", "view")) if "kind" in fields else "op",
             fields["meaning"].text() if "meaning" in fields else WHOLE,
             fields["proof"].list() if "proof" in fields else (),
+            tuple(axis.text() for axis in fields["axes"].list()) if "axes" in fields else (),
         )
         for op in fields["op"].one_or_more()
     ]

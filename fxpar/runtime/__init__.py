@@ -14,9 +14,15 @@ from fxpar.runtime.conversions import zero_padding as zero_padding
 from fxpar.runtime.embedding import embedding as embedding
 from fxpar.runtime.experts import expert_linear as expert_linear
 from fxpar.runtime.groups import Groups as Groups
+from fxpar.runtime.lookup import gather as gather
+from fxpar.runtime.lookup import one_hot as one_hot
 from fxpar.runtime.loss import count_targets as count_targets
 from fxpar.runtime.loss import cross_entropy as cross_entropy
+from fxpar.runtime.nll import nll_loss as nll_loss
 from fxpar.runtime.random import Randomness as Randomness
 from fxpar.runtime.random import dropout as dropout
 from fxpar.runtime.random import seeded as seeded
 from fxpar.runtime.random import seeded_call as seeded_call
+from fxpar.runtime.softmax import log_softmax as log_softmax
+from fxpar.runtime.softmax import logsumexp as logsumexp
+from fxpar.runtime.softmax import softmax as softmax

@@ -16,6 +16,7 @@ from torch import fx
 from fxpar.axes.links import FREE, Links
 from fxpar.axes.schema import op_name
 from fxpar.capture.clean import moves_buffers
+from fxpar.shard.lower import LOWERINGS
 from fxpar.shard.placement import INVARIANT, REPLICATE, Placement, Shard
 from fxpar.shard.problem import Problem
 from fxpar.shard.split import Split
@@ -95,7 +96,13 @@ def _common(links: Links, wants: list[list[Placement]]) -> Split | None:
         if not isinstance(first, Shard) or any(want != first for want in each):
             return None
         split = role_at(links, index, first, output=True)
-        if split is None or links.roles[split.role].meaning != FREE or (found is not None and split != found):
+        if split is None or not _local(links, split.role) or (found is not None and split != found):
             return None
         found = split
     return found
+
+
+def _local(links: Links, role: str) -> bool:
+    """Whether each slice is made of the same slices of the operands, or of operands that have nothing of the role."""
+    meaning = links.roles[role].meaning
+    return meaning == FREE or (meaning in LOWERINGS and not any(links.sites(role)))

@@ -123,7 +123,7 @@ def _carried(
 
 def may(problem: Problem, decision: Decision, node: fx.Node, links: Links, split: Split) -> bool:
     """Whether the factor of a split divides, or the node can do with one that does not; and so of a mixed split."""
-    if not _leads(problem, links, split):
+    if not (_serves(problem, links, split) and _leads(problem, links, split)):
         return False
     uneven = problem.is_uneven(split.factor, decision.mesh_dim)
     if split.factor in links.factors(split.role):
@@ -132,12 +132,18 @@ def may(problem: Problem, decision: Decision, node: fx.Node, links: Links, split
     return not (uneven or own or decision.mesh_dim in problem.timed or split.factor in decision.unmixed)
 
 
+def _serves(problem: Problem, links: Links, split: Split) -> bool:
+    """Whether the op's rule gives its lowering to the axis of the factor."""
+    lowered = links.roles[split.role].meaning in LOWERINGS
+    return not lowered or not links.axes or problem.naming.axis(split.factor) in links.axes
+
+
 def _leads(problem: Problem, links: Links, split: Split) -> bool:
     """Whether a role that wants contiguous shares has nothing whole before the factor that is to be split."""
     meaning = links.roles[split.role].meaning
-    if meaning not in LOWERINGS or split.role not in LOWERINGS[meaning].leading:
+    if meaning not in LOWERINGS or not LOWERINGS[meaning].leading(split.role):
         return True
-    dim = next(piece for _, _, piece in links.sites(split.role))
+    dim = links.first(split.role)
     before = list(dim[: dim.index(split.factor)]) if split.factor in dim else list(dim)
     return all(isinstance(term, Factor) and term in problem.given for term in before)
 

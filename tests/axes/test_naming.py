@@ -74,6 +74,35 @@ def test_a_vocabulary_and_a_small_table() -> None:
     assert words(graph, ids, large, small) == ["batch 6", "vocab hidden", "4 hidden"]
 
 
+def head(
+    rows: int, ids: torch.Tensor | None, *, softmax: str = "softmax", learned: bool = False
+) -> list[str]:
+    """The weight of a head whose softmax is looked up by integers."""
+    graph = Graph()
+    x, weight = graph.input(torch.randn(2, 6, 8)), graph.input(torch.randn(rows, 8))
+    weight.meta["kind"] = "parameter"
+    y = graph.call(aten.linear.default, x, weight)
+    p = graph.call(getattr(aten, softmax).int, y, -1)
+    if learned:
+        graph.call(aten.gather.default, p, -1, graph.call(aten.argsort.default, y))
+    elif ids is not None:
+        graph.call(aten.gather.default, p, -1, graph.input(ids))
+    return words(graph, x, weight)[1:]
+
+
+def test_classes_that_labels_choose_among() -> None:
+    labels = torch.randint(0, 32, (2, 6, 1))
+    assert head(40, labels) == ["vocab 8"]
+    assert head(40, None, softmax="log_softmax") == ["vocab 8"]
+    assert head(31, labels, softmax="log_softmax") == ["31 8"]
+
+
+def test_what_the_model_chooses_itself_is_no_vocabulary() -> None:
+    """A router: the probabilities of experts, of which the best are taken."""
+    assert head(40, None) == ["40 8"]
+    assert head(40, None, learned=True) == ["40 8"]
+
+
 def test_a_table_of_positions_is_no_vocabulary() -> None:
     graph = Graph()
     x, table = graph.input(torch.randn(4, 6, 8)), graph.input(torch.randn(64, 8))

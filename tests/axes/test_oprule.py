@@ -52,7 +52,7 @@ def test_one_entry_for_several_ops() -> None:
             "  3 |   sums: [i]\n"
             "    |   ^\n"
             "  did you mean `sum`?\n"
-            "  allowed: equation, factors, kind, linear, lower, meaning, op, proof, seen, shape, sizes, sum, "
+            "  allowed: axes, equation, factors, kind, linear, lower, meaning, op, proof, seen, shape, sizes, sum, "
             "terms, whole",
         ),
         (

@@ -3,7 +3,17 @@
 from torch import fx
 
 from fxpar.axes.schema import op_name
-from fxpar.shard.lower import attention, cross_entropy, embedding, mean, random
+from fxpar.shard.lower import (
+    attention,
+    cross_entropy,
+    embedding,
+    gather,
+    mean,
+    nll_loss,
+    one_hot,
+    random,
+    softmax,
+)
 from fxpar.shard.lower.base import Lowering
 
 _ALL: tuple[Lowering, ...] = (
@@ -12,6 +22,10 @@ _ALL: tuple[Lowering, ...] = (
     attention.LOWERING,
     mean.LOWERING,
     random.LOWERING,
+    softmax.LOWERING,
+    gather.LOWERING,
+    nll_loss.LOWERING,
+    one_hot.LOWERING,
 )
 
 #: By the name that rules of ops give in `lower:`.

@@ -73,7 +73,7 @@ class Site:
         Raises ShardError where the shares are not contiguous: the split factors are not the leading ones.
         """
         mesh_of = {self.splits[m].factor: m for m in self.split_over(role)}
-        dim = next(piece for _, _, piece in self.links.sites(role))
+        dim = self.links.first(role)
         leading = dim[: len(mesh_of)]
         if set(leading) != set(mesh_of):
             raise ShardError(
@@ -84,7 +84,7 @@ class Site:
 
     def whole_length(self, role: str) -> int | None:
         """The length of the role's whole dim, if the parts of it are padded; else the parts tell."""
-        dim = next(piece for _, _, piece in self.links.sites(role))
+        dim = self.links.first(role)
         uneven = any(self.splits[m].factor.size % self.sizes[m] for m in self.split_over(role))
         return size_of(dim) if uneven else None
 
@@ -115,5 +115,5 @@ class Lowering:
     rewrite: Callable[[Site], fx.Node | None]
     uneven: Callable[[fx.Node, str], bool] = lambda _node, _role: False
     """Whether a role may be split on a factor that does not divide: whether padding is left out."""
-    leading: frozenset[str] = frozenset()
-    """Roles that can be split on the leading factors of their dim only, so that the ranks' shares are contiguous."""
+    leading: Callable[[str], bool] = lambda _role: False
+    """Which roles can be split on the leading factors of their dim only, so that the ranks' shares are contiguous."""

@@ -30,14 +30,14 @@ def _rewrite(site: Site) -> fx.Node | None:
     given = {name: site.argument(name) for name in ("reduction", "ignore_index", "label_smoothing")}
     reduction = REDUCTIONS[given["reduction"]]
     weight = site.operands[2] if len(site.operands) > 2 else None
-    count = _count(site, given["ignore_index"]) if tokens and reduction == "mean" else None
+    count = count_of(site, given["ignore_index"]) if tokens and reduction == "mean" else None
     settings = (weight, reduction, given["ignore_index"], float(given["label_smoothing"]))
     classes = site.whole_length("c") if group else None
     args = (*site.operands[:2], *settings, group, count, *([] if classes is None else [classes]))
     return site.builder.call(torch.ops.fxpar.cross_entropy.default, args, {}, site.node)
 
 
-def _count(site: Site, ignore_index: int) -> fx.Node:
+def count_of(site: Site, ignore_index: int) -> fx.Node:
     """The number (or weight) of all targets that count, from the targets as they are before any split."""
     target, weight = site.argument("target"), site.argument("weight")
     whole = site.builder.whole(target, site.node)
@@ -62,5 +62,5 @@ LOWERING = Lowering(
     _output,
     _rewrite,
     _uneven,
-    leading=frozenset("c"),
+    leading="c".__eq__,
 )
