@@ -53,9 +53,19 @@ def test_a_wrong_index_is_refused_on_every_rank(wrong: int) -> None:
         simulate(Mesh({"tp": 5}), run)
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 5, 8])
+def test_each_rank_makes_its_slice_of_the_vectors(ranks: int) -> None:
+    ids, part = torch.randint(0, ROWS, (3, 4)), -(-ROWS // ranks)
+    length = ROWS if ROWS % ranks else None
+    found = simulate(Mesh({"tp": ranks}), lambda _, groups: runtime.one_hot(ids, part, groups.tp, length))
+    made = torch.cat(list(found), -1)
+    assert torch.equal(made, F.pad(F.one_hot(ids, ROWS), (0, part * ranks - ROWS)))
+
+
 def test_gradcheck_and_registration() -> None:
     group = alone(Mesh({"tp": 1})).tp
     x = torch.randn(3, ROWS, dtype=torch.float64, requires_grad=True)
     index = torch.randint(0, ROWS, (3, 4))
     torch.autograd.gradcheck(lambda t: torch.ops.fxpar.gather(t, 1, index, group), (x,))
     torch.library.opcheck(torch.ops.fxpar.gather.default, (x, 1, index, group))
+    torch.library.opcheck(torch.ops.fxpar.one_hot.default, (index, ROWS, group))

@@ -9,11 +9,13 @@ from functools import cache
 import pytest
 import torch
 from shard_case import Case, Run
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 EXACT = 1e-12
 BATCH, LENGTH, WIDTH, VOCAB = 4, 8, 16, 64
+#: What runtime ops of a split vocabulary are called.
+OWN = ("softmax", "logsumexp", "gather.", "nll", "one_hot")
 
 
 def chosen(logits: Tensor, ids: Tensor) -> Tensor:
@@ -39,6 +41,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "softmax": lambda x, y: F.softmax(x, -1).gather(-1, y[..., None]).log().sum(),
     "temperature": lambda x, y: chosen(x / 0.7, y).sum(),
     "upcast": lambda x, y: F.log_softmax(x, -1, dtype=torch.float64).gather(-1, y[..., None]).sum(),
+    "upcast sum": lambda x, y: (x.gather(-1, y[..., None])[..., 0] - x.double().logsumexp(-1)).mean(),
     "shifted": lambda x, y: chosen(x[:, :-1], y[:, 1:]).sum(-1),
     "masked": lambda x, y: (chosen(x, y.clamp(min=1)) * (y > 9)).sum(-1) / (y > 9).sum(-1),
     "flat": lambda x, y: F.log_softmax(x.flatten(0, 1), -1).gather(1, y.flatten()[:, None]).mean(),
@@ -136,3 +139,64 @@ def test_vocabularies_that_do_not_divide(loss: str, mesh: str) -> None:
         assert run.error < EXACT, str(run)
         assert run.sharded.tensors["tokens.weight" if tied else "head.weight"].split_over == ("tp",)
         assert not large(run, 61) or "divergence" in loss
+
+
+def lowered(run: Run) -> Counter[str]:
+    """The runtime ops of a split vocabulary."""
+    names = Counter(str(n.target) for n in run.sharded.graph.nodes if n.op == "call_function")
+    return Counter({n: k for n, k in names.items() if n.startswith("fxpar.") and any(w in n for w in OWN)})
+
+
+class Scored(nn.Module):
+    """A router over experts of a size that could be a vocabulary's, and attention over keys, by softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.router = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, 2 * VOCAB)
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids)
+        q, k, v = (f(x).unflatten(-1, (4, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        x = x + self.out((F.softmax(q @ k.transpose(-1, -2) / 2, -1) @ v).transpose(1, 2).flatten(2))
+        p = F.softmax(self.router(x), -1)
+        best = p.topk(2, -1).indices
+        return x * p.gather(-1, best).sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("mesh", ["tp2", "cp2", "cp2 tp2"])
+def test_attention_and_routers_stay_as_they_are(mesh: str) -> None:
+    torch.manual_seed(0)
+    run = Case(Scored().double(), {"ids": torch.randint(0, VOCAB, (BATCH, LENGTH))}).check(mesh)
+    assert run.error < EXACT, str(run)
+    assert not [n for n in lowered(run) if "all_gather" not in n]
+    assert run.sharded.tensors["router.weight"].split_over == ()
+
+
+def test_the_collectives_of_a_loss() -> None:
+    """Two inside of the logarithm (see tests/runtime/test_softmax.py), and one of a number for each token."""
+    run = case("each token").check("tp2", "whole_sequence")
+    assert run.error < EXACT
+    assert lowered(run) == Counter({"fxpar.log_softmax.default": 1, "fxpar.gather.default": 1})
+    (gathered,) = [n for n in run.sharded.graph.nodes if str(n.target) == "fxpar.gather.default"]
+    reduced = [n for n in run.sharded.graph.nodes if str(n.target) == "fxpar.all_reduce.default"]
+    assert [n.meta["val"].numel() for n in reduced if gathered in _before(n)] == [BATCH * LENGTH]
+
+
+def _before(node: fx.Node) -> set[fx.Node]:
+    """The values that a node is made of."""
+    return {node}.union(*map(_before, node.all_input_nodes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("loss", ["upcast", "upcast sum", "gathered"])
+def test_logits_of_another_dtype_than_the_loss(loss: str, dtype: torch.dtype) -> None:
+    """Rounding differs where sums are made in parts: half of the last digit of what is added."""
+    torch.manual_seed(0)
+    inputs = {
+        "ids": torch.randint(0, VOCAB, (BATCH, LENGTH)),
+        "labels": torch.randint(0, VOCAB, (BATCH, LENGTH)),
+    }
+    run = Case(Head(loss).to(dtype), inputs, wide=False).check("tp2")
+    assert run.error < 8 * torch.finfo(dtype).eps, str(run)
+    assert run.sharded.tensors["head.weight"].split_over == ("tp",)
