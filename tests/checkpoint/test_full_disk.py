@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +51,24 @@ def test_no_room_at_all(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.refuses("there is not enough room in ", " and 1536 are free", looks=False)
 
 
-@pytest.fixture
+@contextmanager
 def bounded() -> Iterator[None]:
-    """Files may have no more bytes than their headers: what a quota does."""
+    """Files may have no more bytes than their headers: what a quota does. What pytest prints may be a file, too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_no_room_for_a_file(place: Place, bounded: None) -> None:  # noqa: ARG001
+def test_no_room_for_a_file(place: Place) -> None:
     before = snapshot(place.root)
-    with pytest.raises(
-        CheckpointError, match=r"f0\.safetensors of \d+ bytes cannot be written: File too large"
+    with (
+        bounded(),
+        pytest.raises(
+            CheckpointError, match=r"f0\.safetensors of \d+ bytes cannot be written: File too large"
+        ),
     ):
         place.reshard()
     assert snapshot(place.root) == before
