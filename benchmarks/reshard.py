@@ -104,11 +104,17 @@ def _places(folder: Path, case: str) -> tuple[Path, Path]:
 
 def _cp(folder: Path, case: str) -> Found:
     source, made = _places(folder, case)
-    shutil.rmtree(made, ignore_errors=True)
+    _clear(made)
     start, before = time.perf_counter(), _children()
     subprocess.run(["cp", "-r", source, made], check=True)
     settle(made)
     return Found(time.perf_counter() - start, _children() - before, 0)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what the way before has written, and let the disk come to rest."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.sync()
 
 
 def _children() -> float:
@@ -126,7 +132,7 @@ def _process(folder: Path, way: str, case: str) -> Found:
 def _go(way: str, case: str, folder: Path) -> None:
     source, made = _places(folder, case)
     source = source.with_name(f"{source.name}-summed") if WAYS[way].summed else source
-    shutil.rmtree(made, ignore_errors=True)
+    _clear(made)
     run = WAYS[way].prepare()
     peaks = Peaks().start()
     start, before = time.perf_counter(), time.process_time()

@@ -16,6 +16,7 @@ from math import prod
 from fxpar.axes.factor import Cat, Dim, Factor, holds, holds_partly, leaves, size_of
 from fxpar.axes.runs import dim_runs
 from fxpar.checkpoint import notation
+from fxpar.checkpoint.apart import apart
 from fxpar.checkpoint.index import Index, Indexed, Part, shared
 from fxpar.checkpoint.stages import stages
 from fxpar.errors import CheckpointError
@@ -187,7 +188,8 @@ def _placed(
     tensor: _Tensor, mesh: Mesh, spots: Sequence[Mapping[str, int]], holders: Sequence[int]
 ) -> Indexed:
     family = OPTIMIZER if tensor.indexed.of else MODEL
-    files = {_file(family, spot): tensor.parts(spot) for spot in spots if spot["pp"] in holders}
+    held = {_file(family, spot): tensor.parts(spot) for spot in spots if spot["pp"] in holders}
+    files = apart(tensor.indexed.shape, held)
     words = {split.mesh_dim: f"Shard({split.dim}, {split.axis})" for split in reversed(tensor.splits)}
     several = [dim for dim, size in mesh.sizes.items() if size > 1 and dim != "pp"]
     placement = {dim: words.get(dim, "Replicate") for dim in several}

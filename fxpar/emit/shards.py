@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fxpar.checkpoint import notation
+from fxpar.checkpoint.apart import apart
 from fxpar.checkpoint.index import Index, Indexed, Part
 from fxpar.checkpoint.shardfile import CODES
 from fxpar.emit.product import Product
@@ -27,7 +28,7 @@ def index(product: Product, names: Sequence[Sequence[str]], family: str) -> Inde
     tensors = {}
     for name in dict.fromkeys(name for stage in names for name in stage):
         holders = {file: spot for file, spot in zip(ranks, spots) if name in names[spot["pp"]]}
-        files = {file: _parts(laid[name], spot) for file, spot in holders.items()}
+        files = apart(laid[name].shape, {file: _parts(laid[name], spot) for file, spot in holders.items()})
         tensors[name] = _indexed(product, laid[name], files, used.get(name, (0,)))
     ties = {name: target for name, target in manifest.ties.items() if target in tensors}
     rows = {axis: tuple(row.words.values()) for axis, row in product.sharded.given.items() if row.over}

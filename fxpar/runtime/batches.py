@@ -27,8 +27,7 @@ def batches(folder: Path, manifest: Manifest, files: Sequence[str | Path] = ()) 
         wanted = [f"{spec.name}: {spec.dtype}{list(spec.shape)}" for spec in manifest.inputs if spec.dtype]
         what = "there is no example batch in the folder: give --batch FILE with these tensors"
         raise RankError(what, details=wanted)
-    others = {spec.name: spec.value for spec in manifest.inputs if not spec.dtype}
-    return [others | _read(Path(file)) for file in files or [folder / EXAMPLE]]
+    return [manifest.literals | _read(Path(file)) for file in files or [folder / EXAMPLE]]
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -164,6 +164,11 @@ class Manifest:
         """The mesh."""
         return Mesh(self.mesh)
 
+    @property
+    def literals(self) -> dict[str, Any]:
+        """The inputs that are no tensors, as they were captured."""
+        return {spec.name: spec.value for spec in self.inputs if not spec.dtype}
+
     def stage_of(self, rank: int) -> StageSpec:
         """The stage that a rank runs."""
         return self.stages[self.grid.coordinate(rank).get("pp", 0)]

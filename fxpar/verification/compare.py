@@ -68,6 +68,7 @@ def judge(rank: Rank, reference: Reference) -> Rank:
 
 def check(rank: Rank, batch: Mapping[str, Any], boxes: BoxesOf, reference: Reference) -> Findings:
     """Run one step on a whole batch, let AdamW take one, and compare. Every rank has to call it."""
+    batch = {**rank.manifest.literals, **batch}
     rank.bind((), batch)
     rank = judge(rank, reference)
     counter = rank.groups.counter
