@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from fxpar.capture.tree import same
 from fxpar.errors import CaptureError
 
 
@@ -40,5 +41,4 @@ def arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 def is_default(model: nn.Module, name: str, value: Any) -> bool:
     """Whether an argument of `forward` has this value where a call leaves it out."""
     found = inspect.signature(model.forward).parameters.get(name)
-    default = inspect.Parameter.empty if found is None else found.default
-    return type(default) is type(value) and bool(default == value)
+    return found is not None and same(found.default, value)

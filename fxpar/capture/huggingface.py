@@ -15,8 +15,9 @@ from torch import nn
 from fxpar.capture.build import construction
 from fxpar.capture.example import Example, InputSpec, from_texts
 from fxpar.capture.source import Source
-from fxpar.checkpoint.index import NAME as SHARDED
-from fxpar.checkpoint.weights import INDEX, SINGLE, Weights
+from fxpar.checkpoint.huggingface import SHARDED, SINGLE
+from fxpar.checkpoint.index import NAME
+from fxpar.checkpoint.weights import Weights
 from fxpar.errors import ModelError
 
 #: Sizes of example inputs: sequences, and tokens of the longest of them.
@@ -105,7 +106,7 @@ class FolderSource(Source):
 
     def weights(self, model: nn.Module) -> Weights | None:
         """The weights of the folder by the model's names, None if it has none. Raises CheckpointError."""
-        if not any((self.folder / name).is_file() for name in (SINGLE, INDEX, SHARDED)):
+        if not any((self.folder / name).is_file() for name in (SINGLE, SHARDED, NAME)):
             return None
         from fxpar.capture.hfweights import FolderWeights
 

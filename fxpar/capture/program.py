@@ -11,7 +11,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxpar.capture.leaves import Leaves
-from fxpar.capture.tree import flatten
+from fxpar.capture.tree import flatten, same
 from fxpar.condition import Condition
 from fxpar.errors import ModelError
 
@@ -138,8 +138,11 @@ def sizes_of(program: Program, axes: Sequence[DynamicAxis]) -> dict[str, int]:
 
 def _misfits(entry: Input, value: Any, vals: Mapping[str, torch.Tensor]) -> list[str]:
     if entry.placeholder is None:
-        same = type(value) is type(entry.value) and value == entry.value
-        return [] if same else [f"`{entry.name}` was {entry.value!r} at capture and is {_kind(value)} now"]
+        return (
+            []
+            if same(value, entry.value)
+            else [f"`{entry.name}` was {entry.value!r} at capture and is {_kind(value)} now"]
+        )
     wanted = vals[entry.placeholder]
     if isinstance(value, torch.Tensor) and value.shape == wanted.shape and value.dtype == wanted.dtype:
         return []

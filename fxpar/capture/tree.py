@@ -25,6 +25,11 @@ def flatten(name: str, value: Any) -> list[tuple[str, Any]]:
     return list(zip(leaf_names(spec, name), leaves))
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two leaves that are no tensors are of one type and equal; a number that is none is equal to itself."""
+    return type(one) is type(other) and bool(one == other or (one != one and other != other))
+
+
 def plain(value: Any) -> Any:
     """Replace every dataclass that torch's pytree does not know by a dict of its fields."""
 

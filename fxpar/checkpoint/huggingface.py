@@ -14,7 +14,7 @@ from fxpar.checkpoint import dtypes
 from fxpar.checkpoint.index import Index, Indexed, Part
 from fxpar.errors import CheckpointError
 
-SINGLE = "model.safetensors"
+SINGLE, SHARDED = "model.safetensors", "model.safetensors.index.json"
 #: Bytes of a file at most, as transformers writes them.
 MOST = 50_000_000_000
 

@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 from fxpar.checkpoint import jsonfile
 from fxpar.errors import CheckpointError
 
-NAME = "fxpar.index.json"
+#: The index, and that of a partition which was written without weights.
+NAME, LAYOUT = "fxpar.index.json", "fxpar.layout.json"
 #: Raised whenever an older reader would misunderstand what is written.
 FORMAT = 2
 _COMPACT = json.JSONEncoder(separators=(",", ":")).encode
@@ -148,6 +149,11 @@ class Index:
 def shared(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     """Equal parts as one object: thousands of tensors have the same."""
     return parts
+
+
+def file_name(family: str, spot: Mapping[str, int]) -> str:
+    """The file of the ranks at some coordinates: `model-pp0-tp1.safetensors`."""
+    return "-".join([family, *(f"{dim}{at}" for dim, at in spot.items())]) + ".safetensors"
 
 
 def entry(tensor: Indexed, file: str = "") -> dict[str, Any]:

@@ -7,14 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fxpar.checkpoint.huggingface import MOST, huggingface, like
-from fxpar.checkpoint.index import NAME, Index
+from fxpar.checkpoint.index import LAYOUT, NAME, Index
 from fxpar.checkpoint.reshard import Report
 from fxpar.checkpoint.target import target
 from fxpar.errors import CheckpointError
 
-#: The index of a partition that was written without weights.
-LAYOUT = "fxpar.layout.json"
-HUGGING_FACE = "hf"
 SIZES = ("tp", "pp", "ep")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from fxpar.checkpoint import companions, header, jsonfile, paths, proof
 from fxpar.checkpoint.header import Header
+from fxpar.checkpoint.huggingface import SHARDED, SINGLE
 from fxpar.checkpoint.index import NAME, Index, Indexed, Part
 from fxpar.checkpoint.transfer import Side
 from fxpar.errors import CheckpointError
 
-SINGLE, SHARDED = "model.safetensors", "model.safetensors.index.json"
 #: A file of several, as `model-00001-of-00003.safetensors`.
 _NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)\.safetensors")
 #: The most lines of an error, and letters of a line: names may be of any length.

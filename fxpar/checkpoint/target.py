@@ -1,7 +1,7 @@
 """The index of a checkpoint for another mesh, from what its own index says of axes and layers. No torch, no model.
 
-Over `tp` and `ep` each tensor is split by the first row of the table that names one of its axes; over `pp` the layers
-are dealt out in order (`stages.py`).
+Over each mesh dim a tensor is split by the first row of the table that names both it and one of the tensor's axes; over
+`pp` the layers are dealt out in order (`stages.py`).
 
     tp = 4 over 2 heads of keys and values, each with 4 queries:  heads over 2, groups over the other 2
 """
@@ -17,13 +17,13 @@ from fxpar.axes.factor import Cat, Dim, Factor, holds, holds_partly, leaves, siz
 from fxpar.axes.runs import dim_runs
 from fxpar.checkpoint import notation
 from fxpar.checkpoint.apart import apart
-from fxpar.checkpoint.index import Index, Indexed, Part, shared
+from fxpar.checkpoint.index import Index, Indexed, Part, file_name, shared
 from fxpar.checkpoint.stages import stages
 from fxpar.errors import CheckpointError
 from fxpar.mesh import MESH_DIMS, Mesh
 
-#: Mesh dims that split tensors.
-SPLITTING = ("ep", "tp")
+#: Mesh dims of which a row may say that they split tensors, outermost first; over `pp` layers are dealt out.
+SPLITTING = tuple(dim for dim in MESH_DIMS if dim != "pp")
 #: Marks behind a mesh dim of a row, as of `fxpar.shard.table`.
 OPTIONAL, UNEVEN = "?", "~"
 #: The most ranks of a mesh, boxes of a tensor in a file, and sizes that an error proposes.
@@ -149,7 +149,7 @@ def _read(name: str, indexed: Indexed) -> _Tensor:
 def target(index: Index, sizes: Mapping[str, int], virtual: int = 1) -> Index:
     """The index of the same tensors for another mesh; `virtual` is the number of stages of each `pp` rank.
 
-    `sizes` are those of the mesh dims that are not 1; ranks that differ only in `dp` and `cp` share files. Raises
+    `sizes` are those of the mesh dims that are not 1; ranks that hold the same share files. Raises
     CheckpointError that lists every axis that does not divide, with the sizes that would do, and for more stages than
     layers.
     """
@@ -170,7 +170,7 @@ def target(index: Index, sizes: Mapping[str, int], virtual: int = 1) -> Index:
     ]
     spots = [_spot(mesh.coordinate(rank), over) for rank in range(mesh.world)]
     placed = {tensor.name: _placed(tensor, mesh, spots, holders[tensor.name]) for tensor in tensors}
-    ranks = tuple(_file(MODEL, spot) for spot in spots)
+    ranks = tuple(file_name(MODEL, spot) for spot in spots)
     return replace(index, mesh=dict(mesh.sizes), ranks=ranks, tensors=placed)
 
 
@@ -180,15 +180,11 @@ def _spot(coordinate: Mapping[str, int], over: Sequence[set[str]]) -> dict[str, 
     return {dim: at for dim, at in coordinate.items() if dim == "pp" or dim in dims}
 
 
-def _file(family: str, spot: Mapping[str, int]) -> str:
-    return "-".join([family, *(f"{dim}{at}" for dim, at in spot.items())]) + ".safetensors"
-
-
 def _placed(
     tensor: _Tensor, mesh: Mesh, spots: Sequence[Mapping[str, int]], holders: Sequence[int]
 ) -> Indexed:
     family = OPTIMIZER if tensor.indexed.of else MODEL
-    held = {_file(family, spot): tensor.parts(spot) for spot in spots if spot["pp"] in holders}
+    held = {file_name(family, spot): tensor.parts(spot) for spot in spots if spot["pp"] in holders}
     files = apart(tensor.indexed.shape, held)
     words = {split.mesh_dim: f"Shard({split.dim}, {split.axis})" for split in reversed(tensor.splits)}
     several = [dim for dim, size in mesh.sizes.items() if size > 1 and dim != "pp"]

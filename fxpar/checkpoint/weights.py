@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from fxpar.checkpoint import span
 from fxpar.checkpoint.box import Box as Box
+from fxpar.checkpoint.huggingface import SHARDED, SINGLE
 from fxpar.errors import CheckpointError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: What safetensors calls each dtype that torch has.
 DTYPES = {
     "F64": torch.float64,
@@ -152,11 +152,11 @@ def files_of(path: Path) -> dict[str, Path]:
     """
     if path.is_file():
         return dict.fromkeys(opened(path).keys(), path)
-    if (path / INDEX).is_file():
+    if (path / SHARDED).is_file():
         return _indexed(path)
     if (path / SINGLE).is_file():
         return files_of(path / SINGLE)
-    raise CheckpointError(f"there is no {SINGLE} and no {INDEX} in {path}")
+    raise CheckpointError(f"there is no {SINGLE} and no {SHARDED} in {path}")
 
 
 def assemble(boxes: Sequence[Box], parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -235,18 +235,18 @@ def _starts(edges: Sequence[tuple[int, int]]) -> dict[int, int]:
 
 
 def _indexed(folder: Path) -> dict[str, Path]:
-    index = _index(folder / INDEX)
+    index = _index(folder / SHARDED)
     names = sorted(set(index.values()))
     if any(Path(name).name != name for name in names):
-        raise CheckpointError(f"{folder / INDEX}: a file name leads out of the folder")
+        raise CheckpointError(f"{folder / SHARDED}: a file name leads out of the folder")
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
-        raise CheckpointError(f"{folder / INDEX}: files are missing", details=absent)
+        raise CheckpointError(f"{folder / SHARDED}: files are missing", details=absent)
     held = {key: name for name in names for key in opened(folder / name).keys()}  # noqa: SIM118
     details = [f"`{key}` is not in {name}" for key, name in index.items() if held.get(key) != name]
     details += [f"`{key}` of {held[key]} is not in the index" for key in sorted(held.keys() - index.keys())]
     if details:
-        raise CheckpointError(f"{folder / INDEX} does not agree with its files", details=details)
+        raise CheckpointError(f"{folder / SHARDED} does not agree with its files", details=details)
     return {key: folder / name for key, name in index.items()}
 
 

@@ -38,13 +38,7 @@ from fxpar.emit.staging import staged
 from fxpar.errors import EmitError
 from fxpar.runtime.manifest import Manifest
 
-MANIFEST, LAYOUT, EXAMPLE, RUN, PLAN = (
-    "manifest.json",
-    "fxpar.layout.json",
-    "example.safetensors",
-    "run.py",
-    "plan.yaml",
-)
+MANIFEST, EXAMPLE, RUN, PLAN = "manifest.json", "example.safetensors", "run.py", "plan.yaml"
 
 
 def write(
@@ -73,7 +67,7 @@ def write(
             files |= made
         files |= _write_shards(new, buffers, TensorWeights(partition.program.tensors))[0]
         files |= _write_example(new, example or {})
-        files |= _write_texts(new, {indexes.NAME if weights is not None else LAYOUT: model.to_json()})
+        files |= _write_texts(new, {indexes.NAME if weights is not None else indexes.LAYOUT: model.to_json()})
         manifest = replace(
             partition.manifest, ranks=_ranks(model, buffers, files), files=dict(sorted(files.items()))
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from fxpar.checkpoint import notation
 from fxpar.checkpoint.apart import apart
-from fxpar.checkpoint.index import Index, Indexed, Part
+from fxpar.checkpoint.index import Index, Indexed, Part, file_name
 from fxpar.checkpoint.shardfile import CODES
 from fxpar.emit.product import Product
 from fxpar.emit.usage import layers
@@ -24,7 +24,7 @@ def index(product: Product, names: Sequence[Sequence[str]], family: str) -> Inde
     """The index of files whose names begin with `family`; `names` are the tensors that each stage has in them."""
     manifest, laid, used = product.manifest, product.sharded.tensors, layers(product.sharded.graph)
     spots = [_spot(product, rank, names) for rank in range(manifest.grid.world)]
-    ranks = tuple(_file(family, spot) for spot in spots)
+    ranks = tuple(file_name(family, spot) for spot in spots)
     tensors = {}
     for name in dict.fromkeys(name for stage in names for name in stage):
         holders = {file: spot for file, spot in zip(ranks, spots) if name in names[spot["pp"]]}
@@ -42,10 +42,6 @@ def _spot(product: Product, rank: int, names: Sequence[Sequence[str]]) -> dict[s
     stage = coordinate.get("pp", 0)
     splits = {dim for name in names[stage] for dim in product.sharded.tensors[name].split_over}
     return {"pp": stage} | {dim: at for dim, at in coordinate.items() if dim in splits}
-
-
-def _file(family: str, spot: Mapping[str, int]) -> str:
-    return "-".join([family, *(f"{dim}{at}" for dim, at in spot.items())]) + ".safetensors"
 
 
 def _parts(laid: Laid, spot: Mapping[str, int]) -> tuple[Part, ...]:

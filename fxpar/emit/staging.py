@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fxpar.checkpoint.commit import put
 from fxpar.errors import EmitError
 
 #: What tells a folder of ours, which may be replaced, from any other: a file and keys that it has.
@@ -75,14 +76,8 @@ def _nearest(folder: Path) -> Path:
 
 
 def _replace(new: Path, folder: Path) -> None:
-    if not folder.exists():
-        new.rename(folder)
-        return
+    """Give the new folder its name, by a swap where something is there, and remove what was."""
     old = new.with_suffix(".old")
-    folder.rename(old)
-    try:
-        new.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)
+    put(new, folder, old, force=True)
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)

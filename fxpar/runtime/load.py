@@ -11,11 +11,10 @@ import torch
 
 from fxpar.capture.leaves import Leaves, leaves_of
 from fxpar.capture.source import find
+from fxpar.checkpoint.index import LAYOUT, Index
 from fxpar.checkpoint.index import NAME as INDEX
-from fxpar.checkpoint.index import Index
 from fxpar.checkpoint.local import read as read_parts
 from fxpar.checkpoint.weights import FileWeights, TensorWeights, files_of
-from fxpar.emit.folder import LAYOUT
 from fxpar.errors import CheckpointError, EmitError
 from fxpar.runtime.assemble import Read, assemble
 from fxpar.runtime.groups import Groups, alone

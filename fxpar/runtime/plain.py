@@ -35,8 +35,3 @@ def from_json(data: Any, example: Mapping[str, int]) -> Any:
         case {"complex": [real, imaginary]}:
             return complex(real, imaginary)
     return data
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two values are of one type and equal; a number that is none is equal to itself."""
-    return type(one) is type(other) and bool(one == other or (one != one and other != other))

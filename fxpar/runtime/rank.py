@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxpar.capture.tree import flatten
+from fxpar.capture.tree import flatten, same
 from fxpar.errors import RankError
-from fxpar.runtime import conversions, plain
+from fxpar.runtime import conversions
 from fxpar.runtime.cutting import joined, part
 from fxpar.runtime.gradients import clip_gradients_, gradient_norm
 from fxpar.runtime.groups import Groups
@@ -262,8 +262,11 @@ def _misfit(spec: InputSpec, given: Mapping[str, Any]) -> str:
     if not spec.placeholder:
         if spec.name not in given:
             return "" if spec.default else f"`{spec.name}` is missing: it was captured as {spec.value!r}"
-        same = plain.same(value, spec.value)
-        return "" if same else f"`{spec.name}` was captured as {spec.value!r}, given {value!r}"
+        return (
+            ""
+            if same(value, spec.value)
+            else f"`{spec.name}` was captured as {spec.value!r}, given {value!r}"
+        )
     wanted = f"{spec.dtype}{list(spec.shape)}"
     if not isinstance(value, Tensor):
         return f"`{spec.name}` is missing: {wanted}"

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from fxpar.again import Again, again
+from fxpar.checkpoint.index import LAYOUT
 from fxpar.checkpoint.weights import Box, FileWeights, TensorWeights, files_of
-from fxpar.emit.folder import LAYOUT
 from fxpar.errors import CheckpointError
 from fxpar.parts import ModelWeights
 from fxpar.passes import Partition

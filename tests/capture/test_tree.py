@@ -1,4 +1,4 @@
-"""Names of leaves."""
+"""Leaves: their names, and when two are the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from torch.utils import _pytree as pytree
 from transformers.modeling_outputs import BaseModelOutput
 
-from fxpar.capture.tree import flatten, leaf_names, plain
+from fxpar.capture.tree import flatten, leaf_names, plain, same
 
 
 class Point(NamedTuple):
@@ -46,3 +46,10 @@ def test_names(value: Any, names: list[str]) -> None:
 
 def test_the_root_needs_no_prefix() -> None:
     assert list(leaf_names(pytree.tree_structure({"loss": 1, "rest": (2,)}))) == ["loss", "rest.0"]
+
+
+def test_what_is_the_same() -> None:
+    assert same(float("nan"), float("nan"))
+    assert not same(1, True)
+    assert not same(1, 1.0)
+    assert not same("1", "2")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fxpar.checkpoint import commit
 from fxpar.emit.staging import check_target, staged
 from fxpar.errors import EmitError
 
@@ -78,6 +79,7 @@ def test_a_replacement_that_fails_brings_the_old_one_back(
             raise OSError("no more")
         return rename(self, target)
 
+    monkeypatch.setattr(commit, "_rename", lambda *_: False)  # a file system that cannot swap names
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(OSError, match="no more"), staged(tmp_path / "out", force=True) as new:
         fill(new, "new")
