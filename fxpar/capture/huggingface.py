@@ -15,8 +15,7 @@ from torch import nn
 from fxpar.capture.build import construction
 from fxpar.capture.example import Example, InputSpec, from_texts
 from fxpar.capture.source import Source
-from fxpar.checkpoint.huggingface import SHARDED, SINGLE
-from fxpar.checkpoint.index import NAME
+from fxpar.checkpoint.index import NAME, SHARDED, SINGLE
 from fxpar.checkpoint.weights import Weights
 from fxpar.errors import ModelError
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fxpar.checkpoint import companions, dtypes, layout, proof
-from fxpar.checkpoint.huggingface import SHARDED, SINGLE
-from fxpar.checkpoint.index import NAME, Index, metadata
+from fxpar.checkpoint.index import NAME, SHARDED, SINGLE, Index, metadata
 from fxpar.checkpoint.layout import Layout, Slot
 from fxpar.checkpoint.stored import Stored, refuse
 from fxpar.checkpoint.transfer import Side, Transfer

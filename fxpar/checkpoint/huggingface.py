@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fxpar.checkpoint import dtypes
-from fxpar.checkpoint.index import Index, Indexed, Part
+from fxpar.checkpoint.index import SINGLE, Index, Indexed, Part
 from fxpar.errors import CheckpointError
 
-SINGLE, SHARDED = "model.safetensors", "model.safetensors.index.json"
 #: Bytes of a file at most, as transformers writes them.
 MOST = 50_000_000_000
 

@@ -32,6 +32,8 @@ from fxpar.errors import CheckpointError
 
 #: The index, and that of a partition which was written without weights.
 NAME, LAYOUT = "fxpar.index.json", "fxpar.layout.json"
+#: What Hugging Face calls a file that holds all, and the index of several.
+SINGLE, SHARDED = "model.safetensors", "model.safetensors.index.json"
 #: Raised whenever an older reader would misunderstand what is written.
 FORMAT = 2
 _COMPACT = json.JSONEncoder(separators=(",", ":")).encode

@@ -18,8 +18,7 @@ from typing import Any
 
 from fxpar.checkpoint import companions, header, jsonfile, paths, proof
 from fxpar.checkpoint.header import Header
-from fxpar.checkpoint.huggingface import SHARDED, SINGLE
-from fxpar.checkpoint.index import NAME, Index, Indexed, Part
+from fxpar.checkpoint.index import NAME, SHARDED, SINGLE, Index, Indexed, Part
 from fxpar.checkpoint.transfer import Side
 from fxpar.errors import CheckpointError
 

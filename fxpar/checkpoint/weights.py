@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from fxpar.checkpoint import span
 from fxpar.checkpoint.box import Box as Box
-from fxpar.checkpoint.huggingface import SHARDED, SINGLE
+from fxpar.checkpoint.index import SHARDED, SINGLE
 from fxpar.errors import CheckpointError
 
 #: What safetensors calls each dtype that torch has.
