@@ -26,6 +26,7 @@ from fxpar.pipeline.stages import Stage
 from fxpar.plan import Plan
 from fxpar.rulebook import Rulebook
 from fxpar.runtime.manifest import Manifest
+from fxpar.schedule import places
 from fxpar.shard.batch import Batch, cut_batch
 from fxpar.shard.placement import Shard
 from fxpar.shard.shard import shard
@@ -108,9 +109,9 @@ def _made(sharded: Sharded, plan: Plan, clock: Clock, known: Cuts | None = None)
         if known is not None:
             cuts = cut_at(graph, known)
         else:
-            cuts = choose(graph, plan.pp, plan.cut_at, plan.place("cut.at" if plan.cut else "pp"))
-        loss = manifests.loss_name(sharded)
-        stages = pipeline.build(cuts, outputs=sharded.program.output_names, loss=loss)
+            cuts = choose(graph, plan.stages, plan.cut_at, plan.place("cut.at" if plan.cut else "pp"))
+        loss, ranks = manifests.loss_name(sharded), places(plan.schedule or "1f1b", plan.pp, plan.vpp)
+        stages = pipeline.build(cuts, outputs=sharded.program.output_names, loss=loss, ranks=ranks)
         check(graph, stages)
     return _Made(sharded, batch, cuts, stages, loss)
 
@@ -236,7 +237,7 @@ def _manifest(made: _Made, plan: Plan, source: str) -> Manifest:
         source=source,
         hash=_hash(sharded.program, plan),
         mesh=dict(sharded.mesh.sizes),
-        schedule=plan.schedule,
+        schedule=plan.schedule or "1f1b",
         microbatches=plan.microbatches or 1,
         training=sharded.program.training,
         seed=plan.seed,

@@ -20,6 +20,7 @@ from fxpar import settings, yamlfile
 from fxpar.errors import FxparError, Place, PlanError, Violations, raise_all
 from fxpar.mesh import MESH_DIMS, Mesh
 from fxpar.plancheck import CHECKS, NESTED
+from fxpar.schedule import SCHEDULES
 from fxpar.settings import Given
 from fxpar.yamlfile import Node, Plain
 
@@ -33,7 +34,7 @@ class Plan:
 
     `tp`, `pp`, `dp`, `cp`, `ep` are the sizes of the mesh dims (ranks), `vpp` the stages of each `pp` rank.
     `sequence_parallel` chooses the default table of splits, `splits` replaces and extends its rows by axis.
-    `microbatches` of None is chosen by `resolve`; `cut` is `{"at": [module paths]}`, or None for balanced stages;
+    `schedule` and `microbatches` of None are chosen by `resolve`; `cut` is `{"at": [module paths]}`, or None for balanced stages;
     `rules` are further folders of rules, relative to the working directory; `opaque` are paths or patterns of modules
     that no graph can follow, and that stay whole (`blocks.*.experts`); `seed` starts every random number.
     `dynamic` are the axes of the inputs whose sizes may differ from call to call (`["batch", "sequence"]`).
@@ -48,7 +49,7 @@ class Plan:
     ep: int = 1
     vpp: int = 1
     sequence_parallel: bool = True
-    schedule: str = "1f1b"
+    schedule: str | None = None
     microbatches: int | None = None
     cut: Mapping[str, Sequence[str]] | None = None
     splits: Mapping[str, Split] | None = None
@@ -61,6 +62,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         raise_all([error for key, check in CHECKS.items() for error in check(self.node(key))])
+        raise_all(self._mismatches())
         rows = self.node("splits").mapping() if self.splits else {}
         self._normalise("splits", {axis: _simplest(row.plain()) for axis, row in rows.items()} or None)
         self._normalise("cut", {"at": list(self.cut_at)} if self.cut else None)
@@ -78,6 +80,29 @@ class Plan:
     def place(self, path: str) -> Place:
         """Return where a setting was given: a position in a file, an option, or `Plan(tp=...)`."""
         return settings.node(None, path, self.places).place
+
+    def _mismatches(self) -> list[PlanError]:
+        """What is wrong with a schedule and its number of stages a rank, each being right by itself."""
+        errors = []
+        if self.vpp > 1 and self.pp == 1:
+            what = f"vpp = {self.vpp} stages a rank need several ranks along pp"
+            errors.append(PlanError(what, place=self.place("vpp"), details=["--pp 2, or leave vpp at 1"]))
+        schedule = SCHEDULES[self.schedule] if self.schedule else None
+        if schedule is not None and self.pp > 1 and (wanted := schedule.misfit(self.vpp)):
+            fitting = ", ".join(name for name, each in SCHEDULES.items() if not each.misfit(self.vpp))
+            errors.append(
+                PlanError(
+                    f"schedule {schedule.name} wants {wanted}, and vpp is {self.vpp}",
+                    place=self.place("schedule"),
+                    details=[f"vpp = {schedule.least} would do", f"with vpp = {self.vpp}: {fitting}"],
+                )
+            )
+        return errors
+
+    @property
+    def stages(self) -> int:
+        """The number of stages that the model is cut into."""
+        return self.pp * self.vpp
 
     @property
     def mesh(self) -> Mesh:
@@ -155,27 +180,32 @@ class Plan:
         """Write the plan with every default written out. Equal plans give equal bytes; `from_yaml` reads them back."""
         return settings.dump({key: getattr(self, key) for key in CHECKS})
 
-    def resolve(self, batch_size: int) -> Plan:
-        """Return this plan with a number of microbatches that divides the batch of one step on a rank.
+    def resolve(self, batch_size: int, uneven: bool = False) -> Plan:
+        """Return this plan with a schedule, and a number of microbatches for the batch of one step on a rank.
 
-        It is 1 without pipelining, else the largest divisor up to twice the number of stages, and at least the
-        number of stages where the batch has that many samples. Raises PlanError where a given number does not divide.
+        The schedule is 1f1b, or interleaved-1f1b with several stages a rank. The number is 1 without pipelining, else
+        the largest divisor of the batch up to twice the ranks along pp, and at least as many as these where the batch
+        has that many samples. Raises PlanError where a given number does not divide and, if microbatches may be
+        `uneven`, where there are fewer samples.
         """
+        plan = self
+        if self.schedule is None:
+            plan = replace(self, schedule="interleaved-1f1b" if self.vpp > 1 else "1f1b")
         local = max(1, batch_size // (self.dp * self.ep))
         divisors = [n for n in range(1, local + 1) if local % n == 0]
         if self.microbatches is not None:
-            if local % self.microbatches:
+            if local % self.microbatches and not (uneven and self.microbatches < local):
                 raise PlanError(
                     f"{self.microbatches} microbatches do not divide a batch of {local} samples on a rank",
                     place=self.place("microbatches"),
                     details=[f"microbatches may be {_either(divisors)}"],
                 )
-            return self
+            return plan
         if self.pp == 1:
-            return replace(self, microbatches=1)
+            return replace(plan, microbatches=1)
         few = [n for n in divisors if n <= 2 * self.pp]
         many = [n for n in divisors if n >= self.pp]
-        return replace(self, microbatches=few[-1] if few[-1] >= self.pp or not many else many[0])
+        return replace(plan, microbatches=few[-1] if few[-1] >= self.pp or not many else many[0])
 
 
 def _line(error: FxparError) -> int:

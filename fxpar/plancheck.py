@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 from fxpar.errors import FxparError
 from fxpar.mesh import MESH_DIMS
+from fxpar.schedule import SCHEDULES
 from fxpar.yamlfile import Node, suggest
 
-SCHEDULES = ("gpipe", "1f1b")
 #: What axes may be split over: every mesh dim whose ranks share a stage, and `mb`, the microbatches of one step.
 SPLIT_DIMS = (*MESH_DIMS[1:], "mb")
 
@@ -99,9 +99,9 @@ CHECKS: dict[str, Check] = {
     "dp": _SIZE,
     "cp": _SIZE,
     "ep": _unbuilt("expert parallelism, ep"),
-    "vpp": _unbuilt("virtual pipelining, vpp"),
+    "vpp": _SIZE,
     "sequence_parallel": _check(Node.flag),
-    "schedule": _check(lambda node: node.choice(SCHEDULES)),
+    "schedule": _optional(_check(lambda node: node.choice(tuple(SCHEDULES)))),
     "microbatches": _optional(_SIZE),
     "cut": _optional(_cut),
     "splits": _optional(_splits),

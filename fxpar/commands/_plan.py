@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fxpar.commands import _options as options
+from fxpar.schedule import SCHEDULES
 
 if TYPE_CHECKING:
     from fxpar.plan import Plan
 
 #: The settings of a plan that have an option of their own.
 SIZES = ("tp", "pp", "dp", "cp", "ep", "vpp")
+_PLACED = (*SIZES, "schedule", "microbatches", "dynamic")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 dtype = click.option("--dtype", type=click.Choice(DTYPES), help="The dtype of the parameters.")
@@ -28,6 +30,10 @@ _sequence = click.option(
 _dynamic = click.option(
     "--dynamic", metavar="AXIS,...", help="Axes whose sizes may differ from the example's: batch,sequence."
 )
+_microbatches = click.option("--microbatches", type=int, metavar="N", help="How many a step has.")
+_schedule = click.option(
+    "--schedule", type=click.Choice(tuple(SCHEDULES)), metavar="NAME", help=f"One of {', '.join(SCHEDULES)}."
+)
 _settings = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the plan, as splits.ffn=tp."
 )
@@ -35,7 +41,16 @@ _settings = click.option(
 
 def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of a plan; `read_plan` takes them as they come."""
-    for option in (options.rules, options.opaque, _settings, options.plan, _dynamic, _sequence):
+    for option in (
+        options.rules,
+        options.opaque,
+        _settings,
+        options.plan,
+        _dynamic,
+        _sequence,
+        _microbatches,
+        _schedule,
+    ):
         function = option(function)
     for name in reversed(SIZES):
         function = click.option(f"--{name}", type=int, metavar="N", help=f"The size of {name}.")(function)
@@ -53,9 +68,7 @@ def read_plan(
     if not (plan_file or settings or rules or opaque or values):
         return None
     plan = Plan.from_yaml(plan_file) if plan_file else Plan()
-    places = {
-        name: Given(f"--{name} {value}") for name, value in values.items() if name in (*SIZES, "dynamic")
-    }
+    places = {name: Given(f"--{name} {value}") for name, value in values.items() if name in _PLACED}
     if "dynamic" in values:
         values["dynamic"] = [axis.strip() for axis in values["dynamic"].split(",")]
     if rules:

@@ -78,9 +78,7 @@ def write(
 def layout(product: Product) -> Index:
     """The index of the files that a checkpoint of this partition has."""
     persistent = product.program.persistent
-    return index(
-        product, [[name for name in stage if name in persistent] for stage in held(product)], "model"
-    )
+    return index(product, [[name for name in rank if name in persistent] for rank in held(product)], "model")
 
 
 def _besides(product: Product, with_weights: bool) -> Index:
@@ -90,9 +88,7 @@ def _besides(product: Product, with_weights: bool) -> Index:
     """
     kind, persistent = kinds(product), product.program.persistent
     given = persistent if with_weights else {name for name in persistent if kind[name] == "parameter"}
-    return index(
-        product, [[name for name in stage if name not in given] for stage in held(product)], "buffers"
-    )
+    return index(product, [[name for name in rank if name not in given] for rank in held(product)], "buffers")
 
 
 def _fitting(product: Product, model: Index, weights: Weights) -> Weights:

@@ -175,7 +175,7 @@ def groups(
         kinds |= {joined(spec.reduce)} if spec.reduce else set()
         kinds |= {overlap.mesh_dim for overlap in spec.overlaps}
     kinds |= {kind for stage in stages for kind in stage.spec().groups()}
-    if len(stages) > 1:
+    if any(stage.rank for stage in stages):
         kinds.add("pp")
     for graph in graphs:
         for node in graph.nodes:

@@ -29,9 +29,11 @@ class Product(Protocol):
 
 
 def held(product: Product) -> list[list[str]]:
-    """The parameters, buffers and constants of each stage, and those that every rank needs to prepare a batch."""
+    """What each rank along `pp` has: its stages' parameters, buffers and constants, and those to prepare a batch."""
     common = [product.batch.prepare] if product.batch else []
-    return [_names(product, [stage.graph, *common]) for stage in product.stages]
+    ranks = range(product.manifest.mesh.get("pp", 1))
+    graphs = ([stage.graph for stage in product.stages if stage.rank == rank] for rank in ranks)
+    return [_names(product, [*own, *common]) for own in graphs]
 
 
 def _names(product: Product, graphs: Sequence[object]) -> list[str]:

@@ -21,12 +21,12 @@ from fxpar.shard.sharded import Laid
 
 
 def index(product: Product, names: Sequence[Sequence[str]], family: str) -> Index:
-    """The index of files whose names begin with `family`; `names` are the tensors that each stage has in them."""
+    """The index of files whose names begin with `family`; `names` are the tensors that each `pp` rank has."""
     manifest, laid, used = product.manifest, product.sharded.tensors, layers(product.sharded.graph)
     spots = [_spot(product, rank, names) for rank in range(manifest.grid.world)]
     ranks = tuple(file_name(family, spot) for spot in spots)
     tensors = {}
-    for name in dict.fromkeys(name for stage in names for name in stage):
+    for name in dict.fromkeys(name for rank in names for name in rank):
         holders = {file: spot for file, spot in zip(ranks, spots) if name in names[spot["pp"]]}
         files = apart(laid[name].shape, {file: _parts(laid[name], spot) for file, spot in holders.items()})
         tensors[name] = _indexed(product, laid[name], files, used.get(name, (0,)))
@@ -39,9 +39,9 @@ def index(product: Product, names: Sequence[Sequence[str]], family: str) -> Inde
 def _spot(product: Product, rank: int, names: Sequence[Sequence[str]]) -> dict[str, int]:
     """A rank's coordinates on those mesh dims that make a difference to what it holds."""
     coordinate = product.manifest.grid.coordinate(rank)
-    stage = coordinate.get("pp", 0)
-    splits = {dim for name in names[stage] for dim in product.sharded.tensors[name].split_over}
-    return {"pp": stage} | {dim: at for dim, at in coordinate.items() if dim in splits}
+    place = coordinate.get("pp", 0)
+    splits = {dim for name in names[place] for dim in product.sharded.tensors[name].split_over}
+    return {"pp": place} | {dim: at for dim, at in coordinate.items() if dim in splits}
 
 
 def _parts(laid: Laid, spot: Mapping[str, int]) -> tuple[Part, ...]:

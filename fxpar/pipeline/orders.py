@@ -74,16 +74,13 @@ def with_transfers(planned: Sequence[Order], stage_ranks: Sequence[int]) -> tupl
     A rank receives as early as it can: the transfer runs beside what stands before its use. Nothing is sent between
     stages on one rank.
     """
+    if len(planned) == 1:
+        return tuple(planned)
     from torch.distributed.pipelining.schedules import _add_send_recv
 
-    waiting = {rank: [_theirs(action) for action in order] for rank, order in enumerate(planned) if order}
+    waiting = {rank: [theirs(action) for action in order] for rank, order in enumerate(planned) if order}
     made = _add_send_recv(waiting, lambda stage: stage_ranks[stage], len(stage_ranks))
     return tuple(tuple(map(_ours, made.get(rank, ()))) for rank in range(len(planned)))
-
-
-def theirs(planned: Sequence[Order]) -> dict[int, list[Any]]:
-    """The orders as torch's runtime takes them."""
-    return {rank: [_theirs(action) for action in order] for rank, order in enumerate(planned)}
 
 
 def _enough(schedule: str, ranks: int, microbatches: int) -> int:
@@ -132,7 +129,8 @@ def _ours(action: Any) -> Action:
     return Action(action.stage_index, action.computation_type.value, action.microbatch_index)
 
 
-def _theirs(action: Action) -> Any:
+def theirs(action: Action) -> Any:
+    """The action as torch's runtime takes it."""
     from torch.distributed.pipelining.schedules import _Action, _ComputationType
 
     return _Action(action.stage, _ComputationType(action.kind), action.microbatch)

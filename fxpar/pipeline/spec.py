@@ -30,8 +30,8 @@ class StageSpec:
 
     `received` and `sent` are in the order of the stage module's arguments and results. `inputs` are the batch inputs
     and prepared values that it is given by name. `outputs` are the names of the model's outputs, which the last stage
-    returns, `loss` the one of them that is the loss, if any. `shared` maps each parameter that other stages hold too
-    to all stages that hold it.
+    returns, `loss` the one of them that is the loss, if any. `rank` is the rank along `pp` that runs the stage;
+    `shared` maps each parameter that other ranks along `pp` hold too to all that hold it.
     """
 
     index: int
@@ -42,35 +42,33 @@ class StageSpec:
     outputs: tuple[str, ...] = ()
     loss: ValueSpec | None = None
     shared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rank: int = 0
 
     @property
     def is_last(self) -> bool:
         """Whether the model's outputs are returned here."""
         return self.index == self.count - 1
 
-    def owns(self, parameter: str) -> bool:
-        """Whether this stage counts a parameter where each may count only once, as in the norm of all gradients."""
-        return self.shared.get(parameter, (self.index,))[0] == self.index
-
     def groups(self) -> dict[str, list[str]]:
         """The shared parameters by the kind of group that sums their gradients, such as `pp[0,3]`."""
         kinds: dict[str, list[str]] = {}
-        for name, stages in self.shared.items():
-            kinds.setdefault(f"pp[{','.join(str(stage) for stage in stages)}]", []).append(name)
+        for name, ranks in self.shared.items():
+            kinds.setdefault(f"pp[{','.join(map(str, ranks))}]", []).append(name)
         return kinds
 
     def to_json(self) -> dict[str, Any]:
         """The stage in dicts, lists, strings, numbers and bools."""
-        return asdict(self) | {"shared": {name: list(stages) for name, stages in self.shared.items()}}
+        return asdict(self) | {"shared": {name: list(ranks) for name, ranks in self.shared.items()}}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> StageSpec:
         """The stage that `to_json` wrote."""
         received, sent = (tuple(_value(value) for value in data[key]) for key in ("received", "sent"))
         inputs, outputs = tuple(data["inputs"]), tuple(data["outputs"])
-        shared = {name: tuple(stages) for name, stages in data["shared"].items()}
+        shared = {name: tuple(ranks) for name, ranks in data["shared"].items()}
         loss = _value(data["loss"]) if data["loss"] else None
-        return StageSpec(data["index"], data["count"], received, sent, inputs, outputs, loss, shared)
+        index, count, rank = data["index"], data["count"], data["rank"]
+        return StageSpec(index, count, received, sent, inputs, outputs, loss, shared, rank)
 
 
 def _value(data: Mapping[str, Any]) -> ValueSpec:

@@ -47,8 +47,9 @@ class Stage:
     `graph` is a flat graph of the same kind. Its placeholders are, in this order, the parameters, buffers and
     constants that it uses, the `received` values (meta kind `received`), and the inputs that it needs (`inputs`, by
     placeholder name). Its result is the tuple of the `sent` values, or on the last stage the model's outputs. Nothing
-    that it sends is a view of what it received. `computes` names the model's outputs that are made here, `shared`
-    maps each parameter that other stages hold too to all stages that hold it: their gradients have to be summed.
+    that it sends is a view of what it received. `computes` names the model's outputs that are made here. `rank` is the
+    rank along `pp` that runs the stage, `shared` maps each parameter that other ranks hold too to all that hold it:
+    their gradients have to be summed.
     """
 
     index: int
@@ -62,6 +63,7 @@ class Stage:
     cost: int
     loss: Value | None = None
     shared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rank: int = 0
 
     @property
     def parameter_bytes(self) -> int:
@@ -78,13 +80,17 @@ class Stage:
         received = tuple(value.spec() for value in self.received)
         sent = tuple(value.spec() for value in self.sent)
         loss, shared = self.loss.spec() if self.loss else None, dict(self.shared)
-        return StageSpec(self.index, self.count, received, sent, self.inputs, self.outputs, loss, shared)
+        return StageSpec(
+            self.index, self.count, received, sent, self.inputs, self.outputs, loss, shared, self.rank
+        )
 
 
-def build(cuts: Cuts, outputs: Sequence[str] = (), loss: str | None = None) -> list[Stage]:
+def build(
+    cuts: Cuts, outputs: Sequence[str] = (), loss: str | None = None, ranks: Sequence[int] = ()
+) -> list[Stage]:
     """Build the stages that `cuts` describes.
 
-    `outputs` names the graph's flat outputs (default: their positions), `loss` is the name of the loss among them.
+    `ranks` are those along `pp` that run the stages (default: one each, in order). `outputs` names the graph's flat outputs (default: their positions), `loss` is the name of the loss among them.
     A placeholder without any user stays with the one before it, so that every parameter is held somewhere.
     Raises `PipelineError` if there is no such output or it is not a single floating-point number.
     """
@@ -94,17 +100,14 @@ def build(cuts: Cuts, outputs: Sequence[str] = (), loss: str | None = None) -> l
     homes = [_home(flow, cuts, index) for index in range(cuts.stages)]
     _update_everywhere(flow, homes)
     _place_unused(flow.graph, homes)
-    shared = _shared(homes)
+    ranks = ranks or range(cuts.stages)
+    shared = _shared(homes, ranks)
     gradients = _gradients(flow.graph)
     value = _loss(flow.graph, names, loss, gradients) if loss is not None else None
     return [
-        _stage(cuts, index, homes[index], gradients, names, value, _held(shared, index))
-        for index in range(cuts.stages)
+        _stage(cuts, index, rank, homes[index], gradients, names, value, shared)
+        for index, rank in enumerate(ranks)
     ]
-
-
-def _held(shared: Mapping[str, tuple[int, ...]], index: int) -> dict[str, tuple[int, ...]]:
-    return {name: stages for name, stages in shared.items() if index in stages}
 
 
 def _results(graph: fx.Graph) -> tuple[Any, ...]:
@@ -159,12 +162,14 @@ def _place_unused(graph: fx.Graph, homes: list[set[fx.Node]]) -> None:
             home.add(node)
 
 
-def _shared(homes: list[set[fx.Node]]) -> dict[str, tuple[int, ...]]:
+def _shared(homes: list[set[fx.Node]], ranks: Sequence[int]) -> dict[fx.Node, tuple[int, ...]]:
+    """The parameters that several ranks hold; two stages on one rank have one of it."""
     parameters = {node for home in homes for node in home if is_parameter(node)}
     holders = {
-        node.meta["name"]: tuple(i for i, home in enumerate(homes) if node in home) for node in parameters
+        node: tuple(sorted({rank for rank, home in zip(ranks, homes) if node in home})) for node in parameters
     }
-    return {name: holders[name] for name in sorted(holders) if len(holders[name]) > 1}
+    ordered = sorted(parameters, key=lambda node: str(node.meta["name"]))
+    return {node: holders[node] for node in ordered if len(holders[node]) > 1}
 
 
 def _gradients(graph: fx.Graph) -> set[fx.Node]:
@@ -186,11 +191,12 @@ def _is_floating(value: Any) -> bool:
 def _stage(
     cuts: Cuts,
     index: int,
+    rank: int,
     home: set[fx.Node],
     gradients: set[fx.Node],
     names: tuple[str, ...],
     loss: Value | None,
-    shared: Mapping[str, tuple[int, ...]],
+    shared: Mapping[fx.Node, tuple[int, ...]],
 ) -> Stage:
     flow, last = cuts.flow, index == cuts.stages - 1
     received = flow.live(cuts.positions[index - 1]) if index else []
@@ -209,7 +215,8 @@ def _stage(
         computes=tuple(name for name, node in results if isinstance(node, fx.Node) and node in home),
         cost=cuts.costs[index],
         loss=loss,
-        shared=shared,
+        shared={node.meta["name"]: holders for node, holders in shared.items() if node in home},
+        rank=rank,
     )
 
 

@@ -46,7 +46,7 @@ def exchange(rank: Rank, text: str) -> list[str]:
     world = find(groups.world)
     if world.size == 1:
         return [text]
-    device = next((t.device for t in rank.stage.parameters()), torch.device("cpu"))
+    device = next((t.device for t in rank.parameters()), torch.device("cpu"))
     data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
     longest = int(world.all_reduce(torch.tensor(len(data), device=device), "max"))
     if not longest:

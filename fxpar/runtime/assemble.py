@@ -38,14 +38,17 @@ def assemble(
     name. It is copied, with zeros behind it where the other ranks have more. `leaves` are the model's opaque modules,
     which emitted modules call. Raises what `read` raises, and EmitError for a tensor of another shape.
     """
-    stage = manifest.stage_of(groups.rank)
-    main = build(modules[f"stage_{stage.index}.py"], groups, device)
+    specs = manifest.stages_of(groups.rank)
+    stages = [build(modules[f"stage_{spec.index}.py"], groups, device) for spec in specs]
     prepare = build(modules["prepare.py"], groups, device) if manifest.prepared else None
-    for module in (main, prepare):
+    rank = Rank(stages, manifest, groups, prepare=prepare, out_spec=out_spec)
+    for module in (rank, prepare):
         if module is not None:
-            fill(module, read, Padding.of(manifest, groups))
+            fill(module, read, rank.padding)
+    for module in (*stages, prepare):
+        if module is not None:
             give(module, leaves or Leaves())
-    return Rank(main, manifest, groups, prepare=prepare, out_spec=out_spec)
+    return rank
 
 
 def build(module: str | Path, groups: Groups, device: torch.device | str) -> nn.Module:

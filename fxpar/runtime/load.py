@@ -53,8 +53,8 @@ def load(
     manifest = Manifest.read(folder)
     place = torch.device(device) if device is not None else current_device()
     groups = groups if groups is not None else _groups(manifest, place)
-    stage = manifest.stage_of(groups.rank)
-    names = [f"stage_{stage.index}.py", *(["prepare.py"] if manifest.prepared else [])]
+    names = [f"stage_{spec.index}.py" for spec in manifest.stages_of(groups.rank)]
+    names += ["prepare.py"] if manifest.prepared else []
     modules = {name: checked_text(folder, manifest, name) for name in names}
     given = Path(weights) if weights is not None else None
     read = _reader(folder, manifest, groups.rank, given)

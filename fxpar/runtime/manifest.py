@@ -76,7 +76,8 @@ class AxisSpec:
     """An axis of the inputs whose size may differ from call to call.
 
     `size` is the example's. Any is a multiple of `multiple`, as `split` says in words, at least `least` and, where that
-    is not None, at most `most`, for `reason`.
+    is not None, at most `most`, for `reason`. `dealt` is the number of microbatches among `multiple` that it may be
+    dealt out to in unequal parts.
     """
 
     name: str
@@ -86,6 +87,7 @@ class AxisSpec:
     least: int = 2
     most: int | None = None
     reason: str = ""
+    dealt: int = 1
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,15 @@ class Manifest:
         """The inputs that are no tensors, as they were captured."""
         return {spec.name: spec.value for spec in self.inputs if not spec.dtype}
 
-    def stage_of(self, rank: int) -> StageSpec:
-        """The stage that a rank runs."""
-        return self.stages[self.grid.coordinate(rank).get("pp", 0)]
+    def stages_of(self, rank: int) -> tuple[StageSpec, ...]:
+        """The stages that a rank runs, in order."""
+        place = self.grid.coordinate(rank).get("pp", 0)
+        return tuple(stage for stage in self.stages if stage.rank == place)
+
+    @property
+    def virtual(self) -> int:
+        """How many stages each rank runs."""
+        return len(self.stages) // self.mesh.get("pp", 1)
 
     def at(self, lengths: Mapping[str, int]) -> Manifest:
         """The manifest where the dynamic axes have these sizes."""

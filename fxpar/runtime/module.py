@@ -87,6 +87,31 @@ def retie(root: nn.Module) -> None:
         _bind(root, name, target)
 
 
+def unite(modules: Sequence[nn.Module]) -> nn.Module:
+    """Let several emitted modules hold their tensors in common; return one that has them all, at the same names.
+
+    A name that several of them have is one tensor then. Each keeps its own submodules, which do the work.
+    """
+    if len(modules) == 1:
+        return modules[0]
+    whole = Container()
+    ties: dict[str, str] = {}
+    for module in modules:
+        whole._parameters |= {k: v for k, v in module._parameters.items() if k not in whole._parameters}
+        whole._buffers |= {k: v for k, v in module._buffers.items() if k not in whole._buffers}
+        whole._non_persistent_buffers_set |= module._non_persistent_buffers_set
+        ties |= module.__dict__.get("ties", {})
+    for module in modules:
+        module._parameters, module._buffers = whole._parameters, whole._buffers
+        module._non_persistent_buffers_set = whole._non_persistent_buffers_set
+    for name in dict.fromkeys(name for module in modules for name in module._modules):
+        found = [module._modules[name] for module in modules if name in module._modules]
+        whole._modules[name] = unite([module for module in found if module is not None])
+    if ties:
+        whole.__dict__["ties"] = ties
+    return whole
+
+
 def layers(root: nn.Module) -> Iterator[nn.Module]:
     """Yield the layers of an emitted module: what to compile, to checkpoint and to shard as one."""
     return (module for module in root.modules() if module is not root and not isinstance(module, Container))

@@ -67,7 +67,7 @@ def names(rank: Rank) -> dict[int, str]:
     ties = rank.manifest.ties
     return {
         id(parameter): ties.get(name, name)
-        for name, parameter in rank.stage.named_parameters(remove_duplicate=False)
+        for name, parameter in rank.named_parameters(remove_duplicate=False)
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +13,19 @@ from torch.utils import _pytree as pytree
 
 from fxpar.capture.tree import flatten, same
 from fxpar.errors import RankError
+from fxpar.pipeline.spec import StageSpec
 from fxpar.runtime import conversions
-from fxpar.runtime.cutting import joined, part
+from fxpar.runtime.cutting import joined, parts
 from fxpar.runtime.gradients import clip_gradients_, gradient_norm
 from fxpar.runtime.groups import Groups
-from fxpar.runtime.manifest import CutSpec, InputSpec, Manifest, OutputSpec
-from fxpar.runtime.module import compile_layers
+from fxpar.runtime.manifest import CutSpec, InputSpec, Manifest, OutputSpec, PreparedSpec
+from fxpar.runtime.module import compile_layers, unite
 from fxpar.runtime.padding import Padding
 from fxpar.runtime.pipeline import Pipeline
 from fxpar.runtime.random import Randomness, stream_seed
 from fxpar.runtime.reduction import Reduction
 from fxpar.runtime.sizes import bind as bind_sizes
+from fxpar.runtime.sizes import dealt
 
 if TYPE_CHECKING:
     from fxpar.checkpoint.index import Index
@@ -34,35 +37,40 @@ class Rank(nn.Module):
     Where an axis does not divide, parameters and their gradients end in zeros on the last ranks (`padding`), which
     `state_dict` leaves out.
 
-    `stage` is the emitted module of the rank's stage, `prepare` that which makes of a batch what its microbatches need
-    (None for one microbatch). With one stage `forward` gives the original outputs, with gradients; with several, use
-    `step` and `evaluate`. Raises RankError for inputs that do not fit the captured ones, all at once.
+    `stages` are the emitted modules of the rank's stages, `prepare` is that which makes of a batch what its microbatches
+    need (None for one microbatch). `root` has the tensors of all stages, if they are united already. With one stage
+    `forward` gives the original outputs, with gradients; with several, use `step` and `evaluate`. Raises RankError for
+    inputs that do not fit the captured ones, all at once.
     """
 
-    stage: nn.Module
     prepare: nn.Module | None
 
     def __init__(
         self,
-        stage: nn.Module,
+        stages: Sequence[nn.Module],
         manifest: Manifest,
         groups: Groups,
         *,
         prepare: nn.Module | None = None,
         out_spec: pytree.TreeSpec | None = None,
+        root: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        object.__setattr__(self, "stage", stage)
-        self._modules = stage._modules
-        self._parameters = stage._parameters
-        self._buffers = stage._buffers
-        self._non_persistent_buffers_set = stage._non_persistent_buffers_set
+        self.stages = tuple(stages)
+        root = unite(self.stages) if root is None else root
+        self._modules, self._parameters, self._buffers = root._modules, root._parameters, root._buffers
+        self._non_persistent_buffers_set = root._non_persistent_buffers_set
+        if "ties" in root.__dict__:
+            self.__dict__["ties"] = root.__dict__["ties"]
         self.manifest, self.groups, self.out_spec = manifest, groups, out_spec
         self.current = manifest
-        """The manifest at the sizes of the latest batch."""
+        """The manifest at the sizes of the latest batch; of its stages, at those of the first microbatch."""
+        self.timed: tuple[Manifest, ...] = (manifest,) * manifest.microbatches
+        """The manifest as each microbatch of the latest batch has it."""
         object.__setattr__(self, "prepare", prepare)
-        self.pipeline = Pipeline(stage, manifest.stage_of(groups.rank), groups, schedule=manifest.schedule)
-        self.reduction = Reduction(stage, manifest, groups)
+        specs = manifest.stages_of(groups.rank)
+        self.pipeline = Pipeline(self.stages, specs, groups, schedule=manifest.schedule)
+        self.reduction = Reduction(root, manifest, groups)
         self.randomness = Randomness(manifest.seed)
         self.padding = Padding.of(manifest, groups)
         self.padding.watch(self)
@@ -78,9 +86,9 @@ class Rank(nn.Module):
                 "a model in several stages has no forward on one rank",
                 details=["use module.step(batch) or .evaluate"],
             )
-        inputs = self.manifest.stage_of(self.groups.rank).inputs
+        (stage,), (inputs,) = self.stages, [spec.inputs for spec in self.manifest.stages]
         made = [
-            self.stage(**{name: given[name] for name in inputs})
+            stage(**{name: given[name] for name in inputs})
             for given in self.microbatches(self.bind(args, kwargs))
         ]
         outputs = self.whole(made)
@@ -94,7 +102,7 @@ class Rank(nn.Module):
         """
         given = self.microbatches(self.bind((), batch))
         with self.reduction.around():
-            loss, _ = self.pipeline.step(given, everywhere=True)
+            loss, _ = self.pipeline.step(given, self.specs, everywhere=True)
         assert loss is not None
         return loss
 
@@ -105,15 +113,17 @@ class Rank(nn.Module):
         original outputs, gathered; None elsewhere.
         """
         with torch.no_grad():
-            loss, made = self.pipeline.evaluate(self.microbatches(self.bind((), batch)), everywhere=True)
+            given = self.microbatches(self.bind((), batch))
+            loss, made = self.pipeline.evaluate(given, self.specs, everywhere=True)
             return loss, None if made is None else self._named(self.whole(made))
 
     def compile(self, **options: Any) -> None:
-        """Let `torch.compile` compile the layers of the stage, in place; `options` are its own.
+        """Let `torch.compile` compile the layers of the stages, in place; `options` are its own.
 
         Layers of one class are compiled once, for all of them. What stands between layers runs as it is.
         """
-        compile_layers(self.stage, **options)
+        for stage in self.stages:
+            compile_layers(stage, **options)
 
     def gradient_norm(self) -> Tensor:
         """The L2 norm of all gradients of the whole model; every rank has to call it."""
@@ -163,10 +173,17 @@ class Rank(nn.Module):
         errors += [*wrong, *(problem for spec in current.inputs if (problem := self._misfit(spec, given)))]
         if errors:
             raise RankError("the inputs do not fit the captured model", details=errors + self._remedy(given))
-        self.current = current
-        self.pipeline.resize(current.stage_of(self.groups.rank))
-        device = next((t.device for t in self.stage.parameters()), torch.device("cpu"))
+        each = dealt(self.manifest.dynamic, sizes, self.manifest.microbatches)
+        made = {str(sizes): self.manifest.at(sizes) for sizes in each}
+        self.timed = tuple(made[str(sizes)] for sizes in each)
+        self.current = replace(self.timed[0], inputs=current.inputs)
+        device = next((t.device for t in self.parameters()), torch.device("cpu"))
         return {s.placeholder: given[s.name].to(device) for s in self.manifest.inputs if s.placeholder}
+
+    @property
+    def specs(self) -> list[tuple[StageSpec, ...]]:
+        """The rank's stages as each microbatch of the latest batch has them."""
+        return [manifest.stages_of(self.groups.rank) for manifest in self.timed]
 
     def _misfit(self, spec: InputSpec, given: Mapping[str, Any]) -> str:
         """What is wrong with one input, if anything; the sizes of dynamic axes are those of the inputs before it."""
@@ -189,16 +206,15 @@ class Rank(nn.Module):
 
     def microbatches(self, inputs: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """What each microbatch is given by name."""
-        count = self.manifest.microbatches
         seed = self.randomness.next() if self.manifest.random else None
         if self.prepare is None:
             given: list[dict[str, Any]] = [dict(inputs)]
         else:
             whole = {**inputs} if seed is None else {**inputs, "step_seed": seed}
-            values = dict(zip((p.name for p in self.manifest.prepared), self.prepare(**whole)))
+            made = zip(self.prepare(**whole), *(manifest.prepared for manifest in self.timed))
+            values = {specs[0].name: _parts(value, specs) for value, *specs in made}
             given = [
-                {p.name: _part(values[p.name], p.cut, number, count) for p in self.current.prepared}
-                for number in range(count)
+                {name: each[number] for name, each in values.items()} for number in range(len(self.timed))
             ]
         if seed is not None:
             for number, each in enumerate(given):
@@ -207,20 +223,20 @@ class Rank(nn.Module):
 
     def whole(self, made: Sequence[Sequence[Any]]) -> list[Any]:
         """The model's outputs, from those of the microbatches on this rank."""
+        specs = zip(*(manifest.outputs for manifest in self.timed))
         return [
-            self._whole(spec, [each[position] for each in made])
-            for position, spec in enumerate(self.current.outputs)
+            self._whole(each, [outputs[position] for outputs in made]) for position, each in enumerate(specs)
         ]
 
-    def _whole(self, spec: OutputSpec, pieces: list[Any]) -> Any:
-        if not spec.dtype:
-            return spec.value
-        pieces = [self._gathered(spec, piece) for piece in pieces]
-        if spec.time == "sum":
+    def _whole(self, specs: Sequence[OutputSpec], pieces: list[Any]) -> Any:
+        if not specs[0].dtype:
+            return specs[0].value
+        pieces = [self._gathered(spec, piece) for spec, piece in zip(specs, pieces)]
+        times = [spec.time for spec in specs]
+        if times[0] == "sum":
             return torch.stack(pieces).sum(0)
-        if isinstance(spec.time, CutSpec):
-            return joined(pieces, spec.time.dim, spec.time.layout)
-        return pieces[0]
+        cuts = [time for time in times if isinstance(time, CutSpec)]
+        return joined(pieces, cuts[0].dim, [cut.layout for cut in cuts]) if cuts else pieces[0]
 
     def _gathered(self, spec: OutputSpec, piece: Tensor) -> Tensor:
         for cut in spec.gather:
@@ -236,8 +252,10 @@ class Rank(nn.Module):
         return tuple(outputs) if positional else dict(zip(names, outputs))
 
 
-def _part(value: Tensor, cut: CutSpec | None, number: int, count: int) -> Tensor:
-    return value if cut is None else part(value, cut.dim, cut.layout, number, count)
+def _parts(value: Tensor, specs: Sequence[PreparedSpec]) -> Sequence[Tensor]:
+    """What each microbatch has of a value."""
+    cuts = [spec.cut for spec in specs if spec.cut is not None]
+    return parts(value, cuts[0].dim, [cut.layout for cut in cuts]) if cuts else [value] * len(specs)
 
 
 def _named(

@@ -67,8 +67,8 @@ class Reduction:
 
 
 def _gradients(module: nn.Module, manifest: Manifest, groups: Groups) -> list[ParameterGradient]:
-    stage = manifest.stage_of(groups.rank)
-    ties = {name: kind for kind, names in stage.groups().items() for name in names}
+    stages = manifest.stages_of(groups.rank)
+    ties = {name: kind for stage in stages for kind, names in stage.groups().items() for name in names}
     found = []
     for name, parameter in module.named_parameters():
         spec = manifest.tensors[name]

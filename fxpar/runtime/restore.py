@@ -38,7 +38,7 @@ def restore(
     read = reader(layout, rank.groups.rank, rank.manifest, folder)
     state = _State.read(rank, folder, optimizer, scheduler)
     held = layout.tensors.keys() | {name for name, first in ties.items() if first in layout.tensors}
-    for module in (rank.stage, rank.prepare):
+    for module in (rank, rank.prepare):
         if module is not None:
             fill(module, read, rank.padding, held)
     return state.put(rank, optimizer, scheduler)

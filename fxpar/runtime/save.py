@@ -122,7 +122,7 @@ def _state(index: Index, kept: optimizers.Kept, name: str) -> Tensor:
 
 def _tensors(rank: Rank) -> Mapping[str, Tensor]:
     ties = rank.manifest.ties
-    modules = [module for module in (rank.prepare, rank.stage) if module is not None]
+    modules = [module for module in (rank.prepare, rank) if module is not None]
     return {
         ties.get(name, name): rank.padding.real(name, tensor)
         for module in modules

@@ -99,8 +99,28 @@ def _wrong(axis: AxisSpec, length: int | None) -> Iterator[str]:
         yield f"{axis.name} = {length}: it has to be at least {axis.least}"
     elif axis.most is not None and length > axis.most:
         yield f"{axis.name} = {length}: it may be at most {axis.most}, {axis.reason}"
-    elif length % axis.multiple:
-        below = length - length % axis.multiple
-        near = " or ".join(str(n) for n in (below, below + axis.multiple) if n >= axis.least)
+    elif length % (multiple := axis.multiple // axis.dealt):
+        below = length - length % multiple
+        near = " or ".join(str(n) for n in (below, below + multiple) if n >= axis.least)
         over = f" ({axis.split})" if axis.split else ""
-        yield f"{axis.name} = {length} does not divide over {axis.multiple} parts{over}; {near} would do"
+        yield f"{axis.name} = {length} does not divide over {multiple} parts{over}; {near} would do"
+
+
+def dealt(axes: Sequence[AxisSpec], sizes: Mapping[str, int], microbatches: int) -> list[dict[str, int]]:
+    """The sizes by which the shapes of each microbatch follow: those of a batch of microbatches like it.
+
+    An axis that does not divide is dealt out as evenly as can be, larger parts first. There are fewer microbatches
+    where there is not enough for each.
+
+        10 samples in 4 microbatches: 3, 3, 2, 2, whose shapes are those of 12 and of 8 samples
+    """
+    uneven = [axis for axis in axes if axis.dealt > 1 and sizes[axis.name] % axis.multiple]
+    if not uneven:
+        return [dict(sizes)] * microbatches
+    units = {axis.name: sizes[axis.name] * axis.dealt // axis.multiple for axis in uneven}
+    count = min(microbatches, *units.values())
+    made = []
+    for number in range(count):
+        parts = {name: total // count + (number < total % count) for name, total in units.items()}
+        made.append({**sizes, **{axis.name: parts[axis.name] * axis.multiple for axis in uneven}})
+    return made

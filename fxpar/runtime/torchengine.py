@@ -1,99 +1,190 @@
-"""Running one stage's microbatches with the schedules of torch.distributed.pipelining."""
+"""Running a rank's stages between processes with the runtime of torch.distributed.pipelining.
+
+What it is given and what is replaced of it, since torch 2.13:
+
+- Shapes are given, so that torch neither runs a stage to find them out nor asks the other ranks about them.
+- Sizes may differ between microbatches: its buffers are made for each of them.
+- Orders come from `fxpar.pipeline.orders`: torch has none for some numbers of microbatches, and none for evaluation.
+- Gradients are not scaled: torch would scale those of earlier steps again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
-from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining._utils import InferenceMode, extract_tensor_metas
+from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
 
+from fxpar.pipeline import orders
+from fxpar.pipeline.orders import Action, Order
 from fxpar.pipeline.spec import StageSpec, ValueSpec
-from fxpar.runtime.engine import Microbatch, Results
+from fxpar.runtime.engine import Job, Recorder, Results
 
-#: How many stages, each with buffers for values of one size, are kept.
+#: How many sets of stages, each with buffers for microbatches of certain sizes, are kept.
 KEPT = 4
-
-_SCHEDULES: dict[str, type[PipelineScheduleSingle]] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 
 class TorchEngine:
-    """Runs a stage as torch's `PipelineStage`, between the processes of `group`, whose ranks are the stages in order.
+    """Runs the stages of a rank as torch's `PipelineStage`s, between the processes of `group`.
 
-    Shapes and dtypes are given, so that torch never runs a stage to find them out. Gradients are not scaled. 1f1b with
-    fewer microbatches than stages is run as gpipe, which keeps no more of them alive then.
+    `modules` are the rank's stages by index, `places` the rank within the group of each of all stages.
     """
 
     def __init__(
-        self, module: nn.Module, spec: StageSpec, group: dist.ProcessGroup | None, device: torch.device
+        self,
+        modules: Mapping[int, nn.Module],
+        places: Sequence[int],
+        group: dist.ProcessGroup | None,
+        device: torch.device,
     ) -> None:
-        self._module, self._spec = module, spec
+        self._modules, self._places = modules, places
         self._group, self._device = group, device
-        self._made: dict[tuple[object, ...], tuple[PipelineStage, PipelineScheduleSingle]] = {}
+        self._made: dict[object, tuple[list[_Stage], _Runtime]] = {}
+        self._met = False
 
-    def run(self, microbatches: Sequence[Microbatch], schedule: str | None) -> Results:
-        """Run all microbatches forward and, if a schedule is named, backward."""
-        stage, plan = self._plan(schedule, len(microbatches))
-        results = Results()
-        hook = self._module.register_forward_hook(self._collector(results)) if self._spec.is_last else None
-        inputs = [{name: microbatch[name] for name in self._spec.inputs} for microbatch in microbatches]
-        stage.has_backward = schedule is not None
-        stage.clear_runtime_states()
-        try:
-            with torch.set_grad_enabled(schedule is not None):
-                plan._step_microbatches(None, inputs, [None] * len(microbatches), return_outputs=False)
-        finally:
-            if hook is not None:
-                hook.remove()
+    def run(self, job: Job, recorder: Recorder | None = None) -> Results:
+        """Do all of a job; gradients add up in the parameters."""
+        stages, runtime = self._runtime(job)
+        results, count = Results(), len(job.microbatches)
+        needed = {name for spec in job.specs[0] for name in spec.inputs}
+        inputs = [{name: each[name] for name in needed} for each in job.microbatches]
+        for stage in stages:
+            stage.begin(results, recorder)
+        with torch.set_grad_enabled(job.training):
+            runtime._step_microbatches(None, inputs, [None] * count, return_outputs=False)
+        for stage in stages:
+            stage.clear_runtime_states()
         return results
 
-    def resize(self, spec: StageSpec) -> None:
-        """Take values of other sizes from now on: torch's buffers and checks are made for one size."""
-        self._spec = spec
-
-    def _plan(self, schedule: str | None, count: int) -> tuple[PipelineStage, PipelineScheduleSingle]:
-        """The stage and schedule for a number of microbatches of one size; the last few used are kept."""
-        name = "gpipe" if schedule is None or count < self._spec.count else schedule
-        shapes = [value.shape for value in (*self._spec.received, *self._spec.sent)]
-        key = (schedule is not None, name, count, *shapes)
+    def _runtime(self, job: Job) -> tuple[list[_Stage], _Runtime]:
+        """Stages and runtime for microbatches of these sizes; the last few used are kept."""
+        sizes = [
+            [value.shape for value in (*spec.received, *spec.sent)] for specs in job.specs for spec in specs
+        ]
+        key = (job.order, str(sizes))
         made = self._made.pop(key, None)
         if made is None:
-            stage = self._stage()
-            loss = _loss if schedule is not None else None
-            made = stage, _SCHEDULES[name](stage, count, loss_fn=loss, scale_grads=False)
+            stages = [self._stage(job, position) for position in range(len(job.specs[0]))]
+            made = stages, _Runtime(stages, job, self._places, met=self._met)
+            self._met = True
         self._made[key] = made
         if len(self._made) > KEPT:
             del self._made[next(iter(self._made))]
         return made
 
-    def _stage(self) -> PipelineStage:
-        spec = self._spec
-        sent = spec.sent if not spec.is_last else (spec.loss,) if spec.loss else ()
-        return PipelineStage(
-            self._module,
-            spec.index,
-            spec.count,
-            self._device,
-            input_args=_examples(spec.received),
-            output_args=_examples(sent),
-            group=self._group,
-        )
-
-    def _collector(self, results: Results) -> Any:
-        """A hook that takes the outputs of the last stage and leaves torch nothing but the loss."""
-
-        def collect(_module: nn.Module, _inputs: Any, outputs: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
-            loss = results.add(self._spec, outputs)
-            return () if loss is None else (loss,)
-
-        return collect
+    def _stage(self, job: Job, position: int) -> _Stage:
+        specs = [each[position] for each in job.specs]
+        stage = _Stage(self._modules[specs[0].index], specs, self._device, self._group)
+        stage.has_backward = job.training
+        return stage
 
 
-def _examples(values: Sequence[ValueSpec]) -> tuple[torch.Tensor, ...]:
-    return tuple(value.empty("meta") for value in values)
+class _Runtime(_PipelineScheduleRuntime):
+    """torch's runtime, told what to do in which order, and that all shapes are known."""
+
+    def __init__(self, stages: Sequence[_Stage], job: Job, places: Sequence[int], met: bool) -> None:
+        loss = _loss if job.training else None
+        super().__init__(list(stages), len(job.microbatches), loss_fn=loss, scale_grads=False)  # type: ignore[no-untyped-call]
+        self.stage_index_to_group_rank = dict(enumerate(places))
+        for stage in stages:
+            stage.stage_index_to_group_rank = self.stage_index_to_group_rank
+        self.pipeline_order_with_comms = {self.rank: [orders.theirs(action) for action in job.order]}
+        self._met = met
+
+    def _warmup_p2p(self, stages: Any, has_backward: bool, p2p_done: bool) -> None:
+        """Let neighbours meet once, in an order that cannot block; later only say that shapes are known."""
+        if not self._met:
+            super()._warmup_p2p(stages, has_backward, p2p_done)
+        for stage in stages:
+            stage._inference_mode = InferenceMode.STATIC
+
+
+class _Stage(PipelineStage):
+    """torch's stage, with values whose sizes may differ between microbatches: `specs` has one for each of these."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        specs: Sequence[StageSpec],
+        device: torch.device,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        first = specs[0]
+        received, sent = _examples(first.received), _examples(_sent(first))
+        super().__init__(module, first.index, first.count, device, received, sent, group=group)
+        self._specs, self._results = specs, Results()
+        self._recorder: Recorder | None = None
+        self._runtime_validate = False
+        self._microbatch = 0
+
+    def begin(self, results: Results, recorder: Recorder | None) -> None:
+        """Forget the step before; keep outputs in `results` from now on."""
+        self.clear_runtime_states()
+        self._results, self._recorder = results, recorder
+
+    def forward_one_chunk(
+        self, fwd_chunk_id: int, args: Any, kwargs: Any = None, save_forward_output: bool = True
+    ) -> Any:
+        """Run a microbatch forward, with those of its inputs that this stage takes."""
+        self._microbatch = fwd_chunk_id
+        own = {name: kwargs[name] for name in self._specs[fwd_chunk_id].inputs}
+        with self._recording(orders.FORWARD, fwd_chunk_id):
+            return super().forward_one_chunk(fwd_chunk_id, args, own, save_forward_output)
+
+    def forward_maybe_with_nosync(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module; of the model's outputs torch is left nothing but the loss."""
+        outputs = super().forward_maybe_with_nosync(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if not self.is_last:
+            return outputs
+        loss = self._results.add(self._specs[self._microbatch], self._microbatch, outputs)
+        return () if loss is None else (loss,)
+
+    def backward_one_chunk(
+        self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
+    ) -> None:
+        """Run a microbatch backward, or the first half of it."""
+        with self._recording(orders.BACKWARD if full_backward else orders.INPUT, bwd_chunk_id):
+            super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        """Run the second half of a microbatch backward."""
+        with self._recording(orders.WEIGHT, bwd_chunk_id):
+            super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+
+    def _recording(self, kind: str, microbatch: int) -> Any:
+        if self._recorder is None:
+            return nullcontext()
+        return self._recorder.recording(Action(self.stage_index, kind, microbatch))
+
+    def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
+        made = {}
+        for microbatch, spec in enumerate(self._specs):
+            self._stage_meta.inputs = extract_tensor_metas(_examples(spec.received))
+            super()._setup_forward_recv_info(1, has_backward)
+            made[microbatch] = self.args_recv_info[0]
+        self.args_recv_info = made
+
+    def _setup_backward_recv_info(self, num_microbatches: int) -> None:
+        self.chunks = num_microbatches
+        for microbatch, spec in enumerate(self._specs):
+            gradients = [value if value.requires_grad else None for value in _sent(spec)]
+            self._stage_meta.output_grads = extract_tensor_metas(_examples(gradients), allow_none=True)
+            self.grad_recv_info[microbatch] = self._create_grad_recv_info(self.act_send_info)
+
+
+def _sent(spec: StageSpec) -> Sequence[ValueSpec]:
+    """What torch is given by a stage: what is sent on, or the loss."""
+    return spec.sent if not spec.is_last else (spec.loss,) if spec.loss else ()
+
+
+def _examples(values: Sequence[ValueSpec | None]) -> tuple[Any, ...]:
+    return tuple(value.empty("meta") if value else None for value in values)
 
 
 def _loss(output: tuple[torch.Tensor, ...], _target: None) -> torch.Tensor:

@@ -177,7 +177,7 @@ def set_generator(device: torch.device, state: Tensor) -> None:
 
 
 def _device(rank: Rank) -> torch.device:
-    return next((tensor.device for tensor in rank.stage.parameters()), torch.device("cpu"))
+    return next((tensor.device for tensor in rank.parameters()), torch.device("cpu"))
 
 
 def merged(ranks: Sequence[Training]) -> Training:

@@ -60,10 +60,11 @@ def judge(rank: Rank, reference: Reference) -> Rank:
     """The rank as it is where the model has a loss; else one whose last stage makes a loss of the latest outputs."""
     if not reference.roots:
         return rank
-    stage = rank.stage
-    if rank.manifest.stage_of(rank.groups.rank).is_last:
-        stage = Judged(stage, rank.current, rank.groups, reference.roots)
-    return Rank(stage, judged(rank.manifest, reference.roots), rank.groups, prepare=rank.prepare)
+    *others, last = rank.stages
+    if rank.pipeline.has_last:
+        last = Judged(last, rank.current, rank.groups, reference.roots)
+    manifest = judged(rank.manifest, reference.roots)
+    return Rank([*others, last], manifest, rank.groups, prepare=rank.prepare, root=rank)
 
 
 def check(rank: Rank, batch: Mapping[str, Any], boxes: BoxesOf, reference: Reference) -> Findings:
@@ -100,7 +101,7 @@ def _step(rank: Rank, batch: Mapping[str, Any]) -> tuple[Tensor, list[tuple[Any,
     """As `Rank.step`, which gives the loss alone; and the outputs of each microbatch on the last stage."""
     given = rank.microbatches(rank.bind((), batch))
     with rank.reduction.around():
-        loss, made = rank.pipeline.step(given, everywhere=True)
+        loss, made = rank.pipeline.step(given, rank.specs, everywhere=True)
     assert loss is not None
     return loss, made
 
