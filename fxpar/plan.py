@@ -34,8 +34,9 @@ class Plan:
 
     `tp`, `pp`, `dp`, `cp`, `ep` are the sizes of the mesh dims (ranks), `vpp` the stages of each `pp` rank.
     `sequence_parallel` chooses the default table of splits, `splits` replaces and extends its rows by axis.
-    `schedule` and `microbatches` of None are chosen by `resolve`; `cut` is `{"at": [module paths]}`, or None for balanced stages;
-    `rules` are further folders of rules, relative to the working directory; `opaque` are paths or patterns of modules
+    `schedule` and `microbatches` of None are chosen by `resolve`; `cut` is `{"at": [module paths]}`, or None for
+    balanced stages; `rules` are further folders of rules, relative to the working directory; `opaque` are paths or
+    patterns of modules
     that no graph can follow, and that stay whole (`blocks.*.experts`); `seed` starts every random number.
     `dynamic` are the axes of the inputs whose sizes may differ from call to call (`["batch", "sequence"]`).
 

@@ -17,7 +17,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from fxpar.schedule import SCHEDULES, places
+from fxpar.schedule import places
 
 FORWARD, BACKWARD = "F", "B"
 #: The two halves of a backward run: gradients of what a stage received, and of its parameters.

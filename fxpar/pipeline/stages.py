@@ -90,9 +90,10 @@ def build(
 ) -> list[Stage]:
     """Build the stages that `cuts` describes.
 
-    `ranks` are those along `pp` that run the stages (default: one each, in order). `outputs` names the graph's flat outputs (default: their positions), `loss` is the name of the loss among them.
-    A placeholder without any user stays with the one before it, so that every parameter is held somewhere.
-    Raises `PipelineError` if there is no such output or it is not a single floating-point number.
+    `ranks` are those along `pp` that run the stages (default: one each, in order). `outputs` names the graph's flat
+    outputs (default: their positions), `loss` is the name of the loss among them. A placeholder without any user stays
+    with the one before it, so that every parameter is held somewhere. Raises `PipelineError` if there is no such output
+    or it is not a single floating-point number.
     """
     flow = cuts.flow
     results = _results(flow.graph)

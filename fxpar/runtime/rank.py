@@ -37,8 +37,8 @@ class Rank(nn.Module):
     Where an axis does not divide, parameters and their gradients end in zeros on the last ranks (`padding`), which
     `state_dict` leaves out.
 
-    `stages` are the emitted modules of the rank's stages, `prepare` is that which makes of a batch what its microbatches
-    need (None for one microbatch). `root` has the tensors of all stages, if they are united already. With one stage
+    `stages` are the emitted modules of the rank's stages, `prepare` is what makes of a batch what its microbatches need
+    (None for one microbatch). `root` has the tensors of all stages, if they are united already. With one stage
     `forward` gives the original outputs, with gradients; with several, use `step` and `evaluate`. Raises RankError for
     inputs that do not fit the captured ones, all at once.
     """

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fxpar.pipeline.spec import StageSpec
+from fxpar.runtime.halves import Half, backward_input
 
 
 class _Kept(NamedTuple):
@@ -27,7 +28,8 @@ class Runs:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._kept: dict[int, _Kept] = {}
-        self._halves: dict[int, Any] = {}
+        self._halves: dict[int, Half] = {}
+        self._waiting: dict[int, Gradients] = {}
 
     def forward(
         self, spec: StageSpec, received: Sequence[torch.Tensor], inputs: dict[str, Any]
@@ -46,38 +48,35 @@ class Runs:
     def backward(self, microbatch: int, gradients: Gradients) -> list[torch.Tensor]:
         """Run backward from the gradients of what was kept, or from the loss; return those of what was received."""
         received, ends = self._kept.pop(microbatch)
-        ends, given = _learning(ends, gradients)
+        ends, given = learning(ends, gradients)
         if ends:
             torch.autograd.backward(ends, given)
         return _gradients(received)
 
     def backward_input(self, microbatch: int, gradients: Gradients) -> list[torch.Tensor]:
         """Find the gradients of what was received alone. Where there are none, all is left to `backward_weight`."""
-        from torch.distributed.pipelining._backward import stage_backward_input
-
         received, ends = self._kept[microbatch]
         if not any(tensor.requires_grad for tensor in received):
-            self._halves[microbatch] = gradients
+            self._waiting[microbatch] = gradients
             return []
         del self._kept[microbatch]
-        ends, given = _learning(ends, gradients)
-        _, self._halves[microbatch] = stage_backward_input(
-            ends, given, list(received), self._module.parameters()
-        )
-        return _gradients(received)
+        ends, given = learning(ends, gradients)
+        found, self._halves[microbatch] = backward_input(ends, given, received, self._module.parameters())
+        return [
+            torch.zeros_like(tensor) if gradient is None else gradient
+            for tensor, gradient in zip(received, found)
+            if tensor.requires_grad
+        ]
 
     def backward_weight(self, microbatch: int) -> None:
         """Add up the gradients of the parameters, after `backward_input`."""
-        from torch.distributed.pipelining._backward import stage_backward_weight
-
-        half = self._halves.pop(microbatch)
-        if microbatch in self._kept:
-            self.backward(microbatch, half)
+        if microbatch in self._waiting:
+            self.backward(microbatch, self._waiting.pop(microbatch))
         else:
-            stage_backward_weight(self._module.parameters(), half)
+            self._halves.pop(microbatch).run()
 
 
-def _learning(
+def learning(
     ends: Sequence[torch.Tensor], gradients: Gradients
 ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
     """The ends that have a gradient, with it."""

@@ -6,10 +6,12 @@ What it is given and what is replaced of it, since torch 2.13:
 - Sizes may differ between microbatches: its buffers are made for each of them.
 - Orders come from `fxpar.pipeline.orders`: torch has none for some numbers of microbatches, and none for evaluation.
 - Gradients are not scaled: torch would scale those of earlier steps again.
+- A backward run in two halves is ours (`fxpar.runtime.halves`): torch's is wrong for some models.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -17,14 +19,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining import PipelineStage, schedules
 from torch.distributed.pipelining._utils import InferenceMode, extract_tensor_metas
-from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
 
 from fxpar.pipeline import orders
-from fxpar.pipeline.orders import Action, Order
+from fxpar.pipeline.orders import Action
 from fxpar.pipeline.spec import StageSpec, ValueSpec
 from fxpar.runtime.engine import Job, Recorder, Results
+from fxpar.runtime.halves import backward_input
+from fxpar.runtime.run import learning
+
+#: torch logs its whole order where something fails; what failed is in the error.
+logging.getLogger(schedules.__name__).setLevel(logging.CRITICAL)
 
 #: How many sets of stages, each with buffers for microbatches of certain sizes, are kept.
 KEPT = 4
@@ -85,7 +91,7 @@ class TorchEngine:
         return stage
 
 
-class _Runtime(_PipelineScheduleRuntime):
+class _Runtime(schedules._PipelineScheduleRuntime):
     """torch's runtime, told what to do in which order, and that all shapes are known."""
 
     def __init__(self, stages: Sequence[_Stage], job: Job, places: Sequence[int], met: bool) -> None:
@@ -157,12 +163,26 @@ class _Stage(PipelineStage):
         with self._recording(orders.WEIGHT, bwd_chunk_id):
             super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
 
+    def backward_maybe_with_nosync(
+        self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
+    ) -> Any:
+        """Run backward, the two halves of it our way."""
+        if backward_type == "weight":
+            return bwd_kwargs["param_groups"].run(), None
+        if backward_type != "input":
+            return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
+        outputs, gradients = bwd_kwargs["stage_output"], bwd_kwargs["output_grads"]
+        ends, given = learning(outputs, gradients)
+        received = [value for value in bwd_kwargs["input_values"] if isinstance(value, torch.Tensor)]
+        return backward_input(ends, given, received, self.submod.parameters())
+
     def _recording(self, kind: str, microbatch: int) -> Any:
         if self._recorder is None:
             return nullcontext()
         return self._recorder.recording(Action(self.stage_index, kind, microbatch))
 
     def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
+        assert num_microbatches == len(self._specs)
         made = {}
         for microbatch, spec in enumerate(self._specs):
             self._stage_meta.inputs = extract_tensor_metas(_examples(spec.received))

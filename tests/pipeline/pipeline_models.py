@@ -17,6 +17,11 @@ from fxpar.pipeline.check import check
 from fxpar.pipeline.cut import choose
 from fxpar.pipeline.module import StageModule
 from fxpar.pipeline.stages import Stage, build
+from fxpar.runtime.gradients import ParameterGradient, reduce_gradients
+from fxpar.runtime.groups import Groups
+from fxpar.runtime.module import unite
+from fxpar.runtime.pipeline import Pipeline
+from fxpar.schedule import places
 
 VOCAB, BATCH, LENGTH, WIDTH, HEADS = 48, 2, 6, 16, 2
 SIZES = {"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 24, "num_attention_heads": HEADS}
@@ -122,9 +127,9 @@ class Case:
     model: nn.Module
     program: Program
 
-    def stages(self, count: int, at: Sequence[str] = ()) -> list[Stage]:
+    def stages(self, count: int, at: Sequence[str] = (), ranks: Sequence[int] = ()) -> list[Stage]:
         """The graph cut into stages, and checked."""
-        stages = build(choose(self.program.graph, count, at), self.program.output_names, "loss")
+        stages = build(choose(self.program.graph, count, at), self.program.output_names, "loss", ranks)
         check(self.program.graph, stages)
         return stages
 
@@ -146,6 +151,45 @@ class Case:
     def flat(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch by the names of placeholders."""
         return self.program.flat_inputs(batch)
+
+
+@dataclass
+class Piped:
+    """The stages of one rank, and the pipeline that runs them."""
+
+    stages: list[Stage]
+    modules: list[StageModule]
+    root: nn.Module
+    pipeline: Pipeline
+    groups: Groups
+
+    @property
+    def parameters(self) -> set[str]:
+        """The names of what this rank holds."""
+        return {name for stage in self.stages for name in stage.parameters()}
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients by name, of shared parameters summed over the ranks that hold them."""
+        kinds = {n: kind for s in self.stages for kind, names in s.spec().groups().items() for n in names}
+        learning = [(n, p) for n, p in self.root.named_parameters() if p.requires_grad]
+        reduce_gradients([ParameterGradient(n, p, tie=kinds.get(n)) for n, p in learning], self.groups)
+        return {name: p.grad.clone() for name, p in learning if p.grad is not None}
+
+
+def piped(subject: Case, groups: Groups, schedule: str, virtual: int = 1, at: Sequence[str] = ()) -> Piped:
+    """The pipeline of a rank, with tensors of its own."""
+    group = groups.group("pp")
+    ranks = places(schedule, group.size, virtual)
+    own = [stage for stage in subject.stages(len(ranks), at, ranks) if stage.rank == group.index]
+    tensors = {
+        name: nn.Parameter(t.detach().clone(), t.requires_grad) if isinstance(t, nn.Parameter) else t.clone()
+        for name, t in subject.program.tensors.items()
+    }
+    modules = [StageModule(stage, tensors) for stage in own]
+    root = unite(modules)
+    return Piped(
+        own, modules, root, Pipeline(modules, [s.spec() for s in own], groups, schedule=schedule), groups
+    )
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Stages as real processes, under torch's schedules."""
+"""Stages as real processes, by every schedule, under torch's runtime and ours."""
 
 from __future__ import annotations
 
@@ -9,5 +9,6 @@ from pipeline_workers import start
 
 
 @pytest.mark.gloo
-def test_stages_as_processes(tmp_path: Path) -> None:
-    start(str(tmp_path / "store"))
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_stages_as_processes(ranks: int, tmp_path: Path) -> None:
+    start(str(tmp_path / "store"), ranks)

@@ -9,9 +9,11 @@ from torch import nn
 from fxpar.errors import PlanError, RankError
 from fxpar.mesh import Mesh
 from fxpar.pipeline.spec import StageSpec, ValueSpec
+from fxpar.runtime.gradients import ParameterGradient, reduce_gradients
 from fxpar.runtime.groups import Groups
 from fxpar.runtime.lockstep import simulate
 from fxpar.runtime.pipeline import Pipeline
+from fxpar.schedule import SCHEDULES
 
 WIDTH, STAGES = 3, 3
 VALUE = ValueSpec("x", (2, WIDTH), "float64", True)
@@ -48,6 +50,7 @@ def spec(index: int) -> StageSpec:
         outputs=("loss", "y"),
         loss=LOSS,
         shared={} if index == 1 else {"weight": (0, 2)},
+        rank=index,
     )
 
 
@@ -75,13 +78,15 @@ def whole(count: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zero-bubble"])
 def test_simulated(schedule: str, count: int) -> None:
     def rank(index: int, groups: Groups):
-        pipeline = Pipeline(Middle(index), spec(index), groups, schedule=schedule)
+        module = Middle(index)
+        pipeline = Pipeline([module], [spec(index)], groups, schedule=schedule)
         loss, outputs = pipeline.step(batches(count), everywhere=True)
-        pipeline.sum_shared_gradients()
-        return loss, outputs, pipeline.module.weight.grad
+        tie = "pp[0,2]" if index != 1 else None
+        reduce_gradients([ParameterGradient("weight", module.weight, tie=tie)], groups)
+        return loss, outputs, module.weight.grad
 
     results = simulate(Mesh({"pp": STAGES}), rank)
     loss, gradients = whole(count)
@@ -99,9 +104,9 @@ def test_simulated(schedule: str, count: int) -> None:
 
 def test_evaluation_keeps_no_gradient() -> None:
     def rank(index: int, groups: Groups):
-        pipeline = Pipeline(Middle(index), spec(index), groups)
-        loss, outputs = pipeline.evaluate(batches(4))
-        return loss, outputs, pipeline.module.weight.grad
+        module = Middle(index)
+        loss, outputs = Pipeline([module], [spec(index)], groups).evaluate(batches(4))
+        return loss, outputs, module.weight.grad
 
     *_, (loss, outputs, _) = results = simulate(Mesh({"pp": STAGES}), rank)
     torch.testing.assert_close(loss, whole(4)[0])
@@ -125,21 +130,19 @@ class Single(nn.Module):
 def test_a_single_stage_accumulates() -> None:
     module = Single()
     outputs = ("loss", "nothing")
-    pipeline = Pipeline(
-        module, StageSpec(0, 1, inputs=("x",), outputs=outputs, loss=ValueSpec("loss", (), "float32", True))
-    )
+    loss = ValueSpec("loss", (), "float32", True)
+    pipeline = Pipeline([module], [StageSpec(0, 1, inputs=("x",), outputs=outputs, loss=loss)])
     loss, found = pipeline.step([{"x": torch.tensor([1.0, 2.0])}, {"x": torch.tensor([3.0, 4.0])}])
     assert (loss.item(), module.weight.grad.tolist()) == (10, [4, 6])
     assert [output for _, output in found] == [None, None]
-    pipeline.sum_shared_gradients()
     assert module.weight.grad.tolist() == [4, 6]
 
 
 def test_what_is_refused() -> None:
     with pytest.raises(PlanError) as error:
-        Pipeline(Single(), StageSpec(0, 1), schedule="2f2b")
-    assert str(error.value) == "there is no schedule `2f2b`\n  there are gpipe, 1f1b"
-    pipeline = Pipeline(Single(), StageSpec(0, 1, inputs=("x",), outputs=("a", "b")))
+        Pipeline([Single()], [StageSpec(0, 1)], schedule="2f2b")
+    assert str(error.value) == "there is no schedule `2f2b`\n  there are " + ", ".join(SCHEDULES)
+    pipeline = Pipeline([Single()], [StageSpec(0, 1, inputs=("x",), outputs=("a", "b"))])
     with pytest.raises(RankError) as missing:
         pipeline.step([{"x": torch.ones(2)}])
     assert str(missing.value) == "there is no loss to step on\n  outputs: a, b"
@@ -150,9 +153,7 @@ def test_what_is_refused() -> None:
 
 def test_a_stage_on_the_wrong_rank() -> None:
     def rank(_: int, groups: Groups) -> Pipeline:
-        return Pipeline(Middle(0), spec(0), groups)
+        return Pipeline([Middle(0)], [spec(0)], groups)
 
-    with pytest.raises(
-        RankError, match="stage 0 of 3 cannot run on rank 1\n  that is coordinate 1 of 3 along pp"
-    ):
+    with pytest.raises(RankError, match="stage 0 of 3 cannot run on rank 1 of 3 along pp\n  that one runs 1"):
         simulate(Mesh({"pp": STAGES}), rank)
