@@ -37,11 +37,11 @@ _ALL = (
     Schedule(
         "interleaved-1f1b", 2, None, "loop", "Narayanan et al., Megatron-LM, arXiv:2104.04473, section 2.2"
     ),
-    Schedule("zero-bubble", 1, 1, "loop", "Qi et al., Zero Bubble, arXiv:2401.10241, section 2: ZB-H1"),
+    Schedule("zero-bubble", 1, 1, "loop", "Qi et al., Zero Bubble, arXiv:2401.10241, section 2.1: ZB-H1"),
     Schedule("interleaved-zero-bubble", 2, None, "loop", "Qi et al., Zero Bubble, arXiv:2401.10241"),
     Schedule("zb-v", 2, 2, "v", "Qi et al., Pipeline Parallelism with Controllable Memory, arXiv:2405.15362"),
     Schedule(
-        "dualpipe-v", 2, 2, "v", "DeepSeek-V3, arXiv:2412.19437, section 3.2.1; DualPipe, its V-shaped half"
+        "dualpipe-v", 2, 2, "v", "Liu et al., arXiv:2412.19437, section 3.2.1; one half of DualPipe, in a V"
     ),
 )
 SCHEDULES: Mapping[str, Schedule] = MappingProxyType({each.name: each for each in _ALL})

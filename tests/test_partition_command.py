@@ -124,7 +124,7 @@ def test_what_does_not_divide_is_refused_before_anything_is_written(partition: C
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("option", ["--ep", "--vpp"])
+@pytest.mark.parametrize("option", ["--ep"])
 def test_what_is_not_built_is_refused_by_name(partition: Callable[..., Result], option: str) -> None:
     done = partition(option, "2", "-o", "out")
     assert done.status == 2

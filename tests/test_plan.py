@@ -9,6 +9,7 @@ import pytest
 
 from fxpar.errors import PlanError, Violations
 from fxpar.plan import Plan
+from fxpar.schedule import SCHEDULES
 
 KEYS = "cp, cut, dp, dynamic, ep, microbatches, opaque, pp, rules, schedule, seed, sequence_parallel, splits, tp, vpp"
 PATHS = KEYS.replace("cut,", "cut, cut.at,").replace("splits,", "splits, splits.AXIS,")
@@ -20,7 +21,7 @@ cp: 1
 ep: 1
 vpp: 1
 sequence_parallel: true
-schedule: 1f1b
+schedule: null
 microbatches: null
 cut: null
 splits: null
@@ -89,11 +90,22 @@ WRONG = {
     ),
     "no schedule": (
         {"schedule": "1f2b"},
-        "Plan(schedule=...): unknown value `1f2b`\n  did you mean `1f1b`?\n  allowed: 1f1b, gpipe",
+        "Plan(schedule=...): unknown value `1f2b`\n  did you mean `1f1b`?\n  allowed: "
+        + ", ".join(sorted(SCHEDULES)),
     ),
-    "virtual stages": (
+    "virtual stages of one rank": (
         {"vpp": 2},
-        "Plan(vpp=...): virtual pipelining, vpp = 2 is not built yet\n  leave it at 1",
+        "Plan(vpp=...): vpp = 2 stages a rank need several ranks along pp\n  --pp 2, or leave vpp at 1",
+    ),
+    "a schedule of one stage a rank": (
+        {"pp": 2, "vpp": 2, "schedule": "1f1b"},
+        "Plan(schedule=...): schedule 1f1b wants 1 stage a rank, and vpp is 2\n  vpp = 1 would do\n"
+        "  with vpp = 2: looped-bfs, interleaved-1f1b, interleaved-zero-bubble, zb-v, dualpipe-v",
+    ),
+    "a schedule of several": (
+        {"pp": 2, "schedule": "looped-bfs"},
+        "Plan(schedule=...): schedule looped-bfs wants at least 2 stages a rank, and vpp is 1\n  vpp = 2 would do\n"
+        "  with vpp = 1: gpipe, 1f1b, zero-bubble",
     ),
     "experts": ({"ep": 4}, "Plan(ep=...): expert parallelism, ep = 4 is not built yet\n  leave it at 1"),
     "no microbatch": ({"microbatches": 0}, "Plan(microbatches=...): wants an integer of at least 1, has 0"),
@@ -124,7 +136,7 @@ def test_wrong_arguments(arguments: dict[str, Any], text: str) -> None:
 
 
 def test_everything_wrong_in_a_file_is_said_at_once(read: Any) -> None:
-    text = "tp: 0\ntpp: 2\nsplits:\n  heads: tpp\n  sequence: [cp, cp]\nvpp: 2\ncut: {art: [a]}\n"
+    text = "tp: 0\ntpp: 2\nsplits:\n  heads: tpp\n  sequence: [cp, cp]\nep: 2\ncut: {art: [a]}\n"
     with pytest.raises(Violations) as caught:
         read(text)
     assert (
@@ -146,9 +158,9 @@ plan.yaml:4:10: `tpp` is no mesh dim
 plan.yaml:5:18: `cp` stands twice in the row of `sequence`
   5 |   sequence: [cp, cp]
     |                  ^
-plan.yaml:6:6: virtual pipelining, vpp = 2 is not built yet
-  6 | vpp: 2
-    |      ^
+plan.yaml:6:5: expert parallelism, ep = 2 is not built yet
+  6 | ep: 2
+    |     ^
   leave it at 1
 plan.yaml:7:7: unknown key `art`
   7 | cut: {{art: [a]}}

@@ -14,7 +14,7 @@ from fxpar.capture.leaves import Leaves
 from fxpar.emit.load import load_module
 from fxpar.runtime.groups import Groups
 from fxpar.runtime.manifest import Manifest
-from fxpar.runtime.module import retie
+from fxpar.runtime.module import retie, unite
 from fxpar.runtime.padding import Padding
 from fxpar.runtime.rank import Rank
 
@@ -41,14 +41,14 @@ def assemble(
     specs = manifest.stages_of(groups.rank)
     stages = [build(modules[f"stage_{spec.index}.py"], groups, device) for spec in specs]
     prepare = build(modules["prepare.py"], groups, device) if manifest.prepared else None
-    rank = Rank(stages, manifest, groups, prepare=prepare, out_spec=out_spec)
-    for module in (rank, prepare):
+    root = unite(stages)
+    for module in (root, prepare):
         if module is not None:
-            fill(module, read, rank.padding)
+            fill(module, read, Padding.of(manifest, groups))
     for module in (*stages, prepare):
         if module is not None:
             give(module, leaves or Leaves())
-    return rank
+    return Rank(stages, manifest, groups, prepare=prepare, out_spec=out_spec, root=root)
 
 
 def build(module: str | Path, groups: Groups, device: torch.device | str) -> nn.Module:

@@ -18,7 +18,7 @@ class Rank:
     """As much of a rank as is needed."""
 
     def __init__(self, groups: Groups) -> None:
-        self.groups, self.stage = groups, nn.Linear(1, 1)
+        self.groups, self.parameters = groups, nn.Linear(1, 1).parameters
 
 
 def test_texts_of_all_ranks() -> None:
