@@ -53,7 +53,7 @@ class Request:
         self.check()
         if self.hf:
             return lambda index: huggingface(index, self.most)
-        sizes, virtual, rows = self._mesh()
+        sizes, virtual, schedule, rows = self._mesh()
         layout = _layout(self.like) if self.like else None
 
         def made(index: Index) -> Index:
@@ -67,14 +67,15 @@ class Request:
                         "--like DIR: a folder that `fxpar partition MODEL --no-weights -o DIR` wrote for its model"
                     ],
                 )
-            return target(replace(index, rows={**index.rows, **rows}) if rows else index, mesh, virtual)
+            index = replace(index, rows={**index.rows, **rows}) if rows else index
+            return target(index, mesh, virtual, schedule)
 
         return made
 
-    def _mesh(self) -> tuple[dict[str, int], int, dict[str, tuple[str, ...]]]:
-        """The sizes of mesh dims, the stages of each rank, and rows of the table that a plan has."""
+    def _mesh(self) -> tuple[dict[str, int], int, str, dict[str, tuple[str, ...]]]:
+        """The sizes of mesh dims, the stages of each rank, the schedule, and rows of the table that a plan has."""
         if self.plan is None:
-            return dict(self.sizes), self.virtual or 1, {}
+            return dict(self.sizes), self.virtual or 1, "1f1b", {}
         from fxpar.plan import Plan
 
         plan = Plan.from_yaml(self.plan)
@@ -83,7 +84,7 @@ class Request:
             axis: (over,) if isinstance(over, str) else tuple(over or ())
             for axis, over in (plan.splits or {}).items()
         }
-        return sizes, self.virtual or plan.vpp, rows
+        return sizes, self.virtual or plan.vpp, plan.schedule or "1f1b", rows
 
 
 def _layout(folder: Path) -> Index:

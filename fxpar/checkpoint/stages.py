@@ -11,14 +11,17 @@ from math import prod
 
 from fxpar.checkpoint.index import Index
 from fxpar.errors import CheckpointError
+from fxpar.schedule import places
 
 
-def stages(index: Index, ranks: int, virtual: int = 1) -> Mapping[str, tuple[int, ...]]:
+def stages(
+    index: Index, ranks: int, virtual: int = 1, schedule: str = "1f1b"
+) -> Mapping[str, tuple[int, ...]]:
     """The pipeline ranks of each tensor: those of the stages that have a layer which uses it.
 
-    The layers go in order to `ranks * virtual` stages, so that the most elements of a stage are as few as can be; stage
-    `s` is on rank `s % ranks`, as in a looped schedule (Narayanan et al. 2021, 2.2). Tensors of an optimizer count
-    with their parameters. Raises CheckpointError for more stages than layers.
+    The layers go in order to `ranks * virtual` stages, so that the most elements of a stage are as few as can be, and
+    the stages to ranks as the schedule has it. Tensors of an optimizer count with their parameters. Raises
+    CheckpointError for more stages than layers.
     """
     weights: dict[int, int] = {}
     for tensor in index.tensors.values():
@@ -31,8 +34,9 @@ def stages(index: Index, ranks: int, virtual: int = 1) -> Mapping[str, tuple[int
         raise CheckpointError(f"{count} stages need as many layers, the checkpoint has {len(layers)}")
     ends = cut([weights[layer] for layer in layers], count)
     stage = {layer: next(s for s, end in enumerate(ends) if n < end) for n, layer in enumerate(layers)}
+    on = places(schedule, ranks, virtual)
     return {
-        name: tuple(sorted({stage[layer] % ranks for layer in tensor.at} or {0}))
+        name: tuple(sorted({on[stage[layer]] for layer in tensor.at} or {0}))
         for name, tensor in index.tensors.items()
     }
 

@@ -146,8 +146,8 @@ def _read(name: str, indexed: Indexed) -> _Tensor:
         raise CheckpointError(f"`{name}` {list(indexed.shape)}: {error}") from error
 
 
-def target(index: Index, sizes: Mapping[str, int], virtual: int = 1) -> Index:
-    """The index of the same tensors for another mesh; `virtual` is the number of stages of each `pp` rank.
+def target(index: Index, sizes: Mapping[str, int], virtual: int = 1, schedule: str = "1f1b") -> Index:
+    """The index of the same tensors for another mesh; `virtual` stages go to each `pp` rank, as the schedule has it.
 
     `sizes` are those of the mesh dims that are not 1; ranks that hold the same share files. Raises
     CheckpointError that lists every axis that does not divide, with the sizes that would do, and for more stages than
@@ -158,7 +158,7 @@ def target(index: Index, sizes: Mapping[str, int], virtual: int = 1) -> Index:
     mesh = Mesh({dim: sizes.get(dim, 1) for dim in MESH_DIMS})
     if not 1 <= mesh.world <= RANKS:
         raise CheckpointError(f"the mesh {dict(sizes)} has {mesh.world} ranks: it may have 1 to {RANKS}")
-    holders = stages(index, mesh.sizes["pp"], virtual)
+    holders = stages(index, mesh.sizes["pp"], virtual, schedule)
     tensors = [_read(name, each) for name, each in index.tensors.items()]
     for tensor in tensors:
         tensor.split(index, mesh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import torch
@@ -68,8 +69,8 @@ def _last_uses(items: Sequence[Item]) -> dict[fx.Node, int]:
 def gathered(items: Sequence[Item], fixed: Collection[fx.Node]) -> dict[fx.Node, str]:
     """Return the results of layers that are gathered in lists, with the name of what they are.
 
-    Those are the results that no other layer uses and that several layers of a container have: the scores of every
-    router, for a loss at the end. `fixed` are values that have a name already.
+    Those are the results that no other layer uses and that several layers of a container have, one each: the scores of
+    every router, for a loss at the end. `fixed` are values that have a name already.
     """
     inside = {node for item in items if isinstance(item, tuple) for node in item[0].nodes}
     found: dict[str, list[fx.Node]] = {}
@@ -77,7 +78,9 @@ def gathered(items: Sequence[Item], fixed: Collection[fx.Node]) -> dict[fx.Node,
         if isinstance(item, tuple):
             layer, _ = item
             own, wished = set(layer.nodes), wishes(layer.nodes, layer.key.path)
+            counts = Counter(wished[node] for node in layer.outputs)
             for node in layer.outputs:
-                if node not in fixed and not any(user in inside and user not in own for user in node.users):
+                alone = counts[wished[node]] == 1 and node not in fixed
+                if alone and not any(user in inside and user not in own for user in node.users):
                     found.setdefault(f"{layer.key.container}.{wished[node]}", []).append(node)
     return {node: name for name, nodes in found.items() if len(nodes) > 1 for node in nodes}
