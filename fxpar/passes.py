@@ -129,8 +129,9 @@ def _merged(
     _check_tables(made.sharded)
     multiples = merge.multiples()
     table = made.sharded.table
+    stages = [stage.graph for stage in made.stages]
     dynamic = tuple(
-        manifests.dynamic(axis, multiples[axis.name], table, made.sharded.mesh, plan)
+        manifests.dynamic(axis, multiples[axis.name], table, made.sharded.mesh, plan, stages)
         for axis in program.dynamic
     )
     return replace(merged, dynamic=dynamic, conditions=program.conditions)

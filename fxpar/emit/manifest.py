@@ -27,6 +27,7 @@ from fxpar.shard.placement import Shard, cuts_of, layout
 from fxpar.shard.position import SEED
 from fxpar.shard.sharded import Laid, Sharded
 from fxpar.shard.table import Table
+from fxpar.size import Size
 
 #: The pseudo mesh dim of microbatches.
 TIME = "mb"
@@ -88,8 +89,13 @@ def inputs(program: Program) -> tuple[InputSpec, ...]:
     )
 
 
-def dynamic(axis: DynamicAxis, multiple: int, table: Table, mesh: Mesh, plan: Plan) -> AxisSpec:
-    """A dynamic axis that has to be a multiple of some number; in words, what splits it."""
+def dynamic(
+    axis: DynamicAxis, multiple: int, table: Table, mesh: Mesh, plan: Plan, graphs: Iterable[fx.Graph]
+) -> AxisSpec:
+    """A dynamic axis that has to be a multiple of some number; in words, what splits it.
+
+    It may be dealt out unevenly to microbatches where no `graphs` of stages reckon with how large the others are.
+    """
     sizes = {**mesh.sizes, TIME: plan.microbatches or 1}
     row = next(
         (row for name, row in table.items() if axis.name in (name, *_instances(name, axis.name))), None
@@ -99,8 +105,21 @@ def dynamic(axis: DynamicAxis, multiple: int, table: Table, mesh: Mesh, plan: Pl
     whole = prod(sizes[m] for m in over) == multiple
     required = over if whole else [m for m in over if m not in optional]
     known = multiple > 1 and prod(sizes[m] for m in required) == multiple
-    words = " x ".join(f"{'microbatches' if m == TIME else m} {sizes[m]}" for m in required) if known else ""
-    return AxisSpec(axis.name, axis.size, multiple, words, axis.least, axis.most, axis.reason)
+    dealt = sizes[TIME] if known and TIME in required and not _reckons(graphs, axis.name) else 1
+    said = [m for m in required if known and not (m == TIME and dealt > 1)]
+    words = " x ".join(f"{'microbatches' if m == TIME else m} {sizes[m]}" for m in said)
+    return AxisSpec(axis.name, axis.size, multiple, words, axis.least, axis.most, axis.reason, dealt)
+
+
+def _reckons(graphs: Iterable[fx.Graph], axis: str) -> bool:
+    """Whether something is reckoned with a size of the axis, or with the number of microbatches as shares of a mean."""
+    nodes = [node for graph in graphs for node in graph.nodes]
+    return any(TIME in node.meta.get("shares", ()) for node in nodes) or any(
+        isinstance(arg, Size) and axis in arg.polynomial.axes
+        for node in nodes
+        if torch.Tag.pointwise in getattr(node.target, "tags", ())
+        for arg in _flat((node.args, node.kwargs))
+    )
 
 
 def _instances(axis: str, name: str) -> list[str]:

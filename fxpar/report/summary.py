@@ -179,7 +179,8 @@ def _dynamic_text(axes: Iterable[Mapping[str, Any]]) -> str:
     rows = []
     for axis in axes:
         split = f" ({axis['split']})" if axis["split"] else ""
-        multiple = f"a multiple of {axis['multiple']}{split}" if axis["multiple"] > 1 else "any size"
+        least = axis["multiple"] // axis["dealt"]
+        multiple = f"a multiple of {least}{split}" if least > 1 else "any size"
         most = f", at most {axis['most']}" if axis["most"] is not None else ""
         rows.append([axis["name"], f"{multiple}, at least {axis['least']}{most}"])
     return f"dynamic\n{aligned(rows, '  ')}"

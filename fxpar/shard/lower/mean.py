@@ -39,17 +39,16 @@ def _output(_node: fx.Node, _role: str) -> Placement:
 
 
 def _rewrite(site: Site) -> fx.Node | None:
-    parts = prod(
-        _parts(split.factor, site.sizes[m])
-        for m, split in site.splits.items()
-        if site.links.roles[split.role].meaning == "mean"
-    )
+    over = {m: s for m, s in site.splits.items() if site.links.roles[s.role].meaning == "mean"}
+    parts = prod(_parts(split.factor, site.sizes[m]) for m, split in over.items())
     if parts == 1:
         return None
     node, builder, operands = site.node, site.builder, iter(site.operands)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: next(operands))
     mine = builder.call(node.target, args, kwargs, node)
-    return builder.call(torch.ops.aten.div.Tensor, (mine, parts), {}, node)
+    share = builder.call(torch.ops.aten.div.Tensor, (mine, parts), {}, node)
+    share.meta["shares"] = tuple(over)
+    return share
 
 
 def _parts(factor: Factor, ranks: int) -> float:
