@@ -19,7 +19,18 @@ FOLDERS = ("fxpar", "rules", "tools", "examples", "tests", "benchmarks", "docs",
 #: The way of the data. A package imports only those before it.
 ORDER = ("capture", "axes", "shard", "pipeline", "emit", "checkpoint", "runtime", "report")
 #: What every package may import, and what therefore imports none of them.
-EVERYWHERE = ("clock", "collector", "condition", "errors", "mesh", "plan", "schedule", "size", "yamlfile")
+EVERYWHERE = (
+    "clock",
+    "collector",
+    "condition",
+    "errors",
+    "mesh",
+    "plan",
+    "schedule",
+    "size",
+    "textfile",
+    "yamlfile",
+)
 #: Imports against the order: the graph has runtime ops in it, a model's weights may be in files, and what is emitted
 #: has files of weights.
 EXCEPTIONS = {

@@ -1,4 +1,4 @@
-"""What happened on the ranks of a pipeline, or would happen."""
+"""What happened in a pipeline and when: the events of a run, simulated or recorded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from fxpar.pipeline.orders import Action
 
 
 class Event(NamedTuple):
-    """One run of a stage on a rank along `pp`, from `start` to `end`, in units of time or in seconds."""
+    """An action of a rank, from `start` to `end`: seconds where it was recorded, the unit of its costs where simulated.
+
+    A transfer is two events, one on either rank. Both begin when both ranks have asked for it.
+    """
 
     rank: int
     action: Action

@@ -96,6 +96,12 @@ def _enough(schedule: str, ranks: int, microbatches: int) -> int:
 
 
 def _planned(schedule: str, ranks: int, virtual: int, microbatches: int) -> list[Order]:
+    """The runs of torch's plan."""
+    plan = _plan(schedule, ranks, virtual, microbatches)
+    return [tuple(_numbered(schedule, map(_ours, _runs(order)))) for order in plan]
+
+
+def _plan(schedule: str, ranks: int, virtual: int, microbatches: int) -> list[list[Any]]:
     """torch's plan. It asks of its stages no more than how many there are, and of no process group."""
     from torch.distributed.pipelining import schedules as torchs
 
@@ -104,7 +110,7 @@ def _planned(schedule: str, ranks: int, virtual: int, microbatches: int) -> list
     single = issubclass(kind, torchs.PipelineScheduleSingle)
     made = kind(stage if single else [stage] * virtual, microbatches)
     order = made._get_pipeline_order() if single else made.pipeline_order
-    return [tuple(_numbered(schedule, map(_ours, _runs(order[rank])))) for rank in range(ranks)]
+    return [order[rank] for rank in range(ranks)]
 
 
 def _runs(actions: Iterable[Any]) -> Iterable[Any]:
@@ -144,3 +150,23 @@ def check_orders(planned: Sequence[Order], schedule: str, virtual: int, microbat
         for kinds in ((FORWARD,), (BACKWARD, INPUT), (BACKWARD, WEIGHT)):
             found = sorted((a.stage, a.microbatch) for a in order if a.kind in kinds)
             assert found == [(stage, number) for stage in here for number in range(microbatches)]
+
+
+@cache
+def pairs(schedule: str, ranks: int, virtual: int, microbatches: int) -> frozenset[tuple[Action, Action]]:
+    """The runs, a forward and a backward one, that the schedule puts beside each other on a rank.
+
+    In `orders` they stand one after the other. Only dualpipe-v has any.
+    """
+    if schedule != "dualpipe-v" or ranks == 1:
+        return frozenset()
+    planned = _plan(schedule, ranks, virtual, _enough(schedule, ranks, microbatches))
+    found = (
+        tuple(map(_ours, _runs([action])))
+        for order in planned
+        for action in order
+        if action is not None and action.sub_actions
+    )
+    return frozenset(
+        (first, second) for first, second in found if max(first.microbatch, second.microbatch) < microbatches
+    )
