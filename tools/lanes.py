@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from svg import INK, PAPER, SUMMAND, WHOLE, Drawing, ink_on, shade
+from colours import SUMMAND, WHOLE, ink_on, shade
 from torch import fx
 
 from fxpar.passes import Partition
+from fxpar.report.svg import INK, PAPER, Drawing
 
 RANKS = (0, 1)
 STEP, WIDTH, LANE, GAP = 62, 58, 34, 6

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from svg import WHOLE, Drawing, shade
+from colours import WHOLE, shade
 
 from fxpar.passes import Partition
+from fxpar.report.svg import Drawing
 from fxpar.shard.placement import Shard
 from fxpar.shard.sharded import Laid
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fxpar.pipeline.orders import Action
@@ -17,3 +18,15 @@ class Event(NamedTuple):
     action: Action
     start: float
     end: float
+
+
+def lanes(events: Sequence[Event]) -> list[list[Event]]:
+    """The events in as few rows as have no two of them at a time; events come by their starts."""
+    rows: list[list[Event]] = []
+    for event in events:
+        free = next((lane for lane in rows if lane[-1].end <= event.start), None)
+        if free is None:
+            rows.append([event])
+        else:
+            free.append(event)
+    return rows
