@@ -56,7 +56,7 @@ def fxpar(
 
 
 def test_help_answers_without_torch() -> None:
-    asked = [[], ["axes"], ["rules"], ["rules", "list"], ["rules", "test"]]
+    asked = [[], ["axes"], ["rules"], ["rules", "list"], ["rules", "test"], ["schedule"]]
     code = f"""
 import sys
 from fxpar.cli import run
@@ -69,7 +69,7 @@ sys.exit("torch" in sys.modules)
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     for words in ("Usage: fxpar [OPTIONS]", "  axes ", "  rules ", "Usage: fxpar axes [OPTIONS] MODEL"):
         assert words in done.stdout
-    assert done.stdout.count("Examples:\n    fxpar") == 3
+    assert done.stdout.count("Examples:\n    fxpar") == 4
 
 
 def test_version(fxpar: Callable[..., Result]) -> None:

@@ -39,6 +39,17 @@ _settings = click.option(
 )
 
 
+def pipeline_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a plan that say how a pipeline runs."""
+    for option in (_microbatches, _schedule, _size("vpp"), _size("pp")):
+        function = option(function)
+    return function
+
+
+def _size(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(f"--{name}", type=int, metavar="N", help=f"The size of {name}.")
+
+
 def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of a plan; `read_plan` takes them as they come."""
     for option in (
@@ -53,7 +64,7 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     for name in reversed(SIZES):
-        function = click.option(f"--{name}", type=int, metavar="N", help=f"The size of {name}.")(function)
+        function = _size(name)(function)
     return function
 
 

@@ -152,10 +152,14 @@ def test_dualpipe_v(p: int, more: int) -> None:
     assert peaks(found) == [p + Fraction(1, 2)] * p
 
 
-def test_dualpipe_v_waits_less_with_its_pairs_apart() -> None:
-    found = usage(simulate(orders("dualpipe-v", 4, 2, 8), places("dualpipe-v", 4, 2), Times.uniform(8)))
-    assert idle(found) == [3] * 4
-    assert peaks(found) == [Fraction(9, 2)] * 4
+@pytest.mark.parametrize("p", RANKS)
+@pytest.mark.parametrize("more", [0, 1, 9])
+def test_dualpipe_v_waits_less_with_its_pairs_apart(p: int, more: int) -> None:
+    found = usage(
+        simulate(orders("dualpipe-v", p, 2, 2 * p + more), places("dualpipe-v", p, 2), Times.uniform(2 * p))
+    )
+    assert idle(found) == [p - 1] * p
+    assert peaks(found) == [p + Fraction(1, 2)] * p
 
 
 @pytest.mark.parametrize(("f", "i", "w"), [(2, 3, 1), (3, 2, 2), (Fraction(7, 3), 2, Fraction(1, 5))])
@@ -167,6 +171,20 @@ def test_formulas_hold_for_other_times_exactly(f: float, i: float, w: float) -> 
     for schedule, virtual in (("zero-bubble", 1), ("interleaved-zero-bubble", 2)):
         found = used(schedule, p, virtual, m, Times.uniform(p * virtual, f, i, w))
         assert idle(found) == [(p - 1) * (f + i - w)] * p, schedule
+
+
+@pytest.mark.parametrize(("f", "i", "w"), [(2, 3, 3), (2, 2, 3), (4, 1, 2), (1, 3, 7)])
+def test_zero_bubbles_that_long_runs_for_parameters_do_not_fill(f: int, i: int, w: int) -> None:
+    """Where W takes longer than F or than I, the formula's W counts as no more than the shorter of both."""
+    for schedule, virtual in (("zero-bubble", 1), ("interleaved-zero-bubble", 2)):
+        found = used(schedule, 4, virtual, 12, Times.uniform(4 * virtual, f, i, w))
+        assert idle(found) == [3 * (f + i - min(f, i, w))] * 4, schedule
+
+
+@pytest.mark.parametrize("p", RANKS)
+def test_zb_v_never_waits_within_where_all_runs_are_equal(p: int) -> None:
+    found = used("zb-v", p, 2, 2 * p, Times.uniform(2 * p, 7, 7, 7))
+    assert [(rank.idle_within, rank.idle) for rank in found.ranks] == [(0, 7 * (p - 1))] * p
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
