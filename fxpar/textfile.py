@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 
 def put(path: Path, text: str) -> None:
     """Write a text, in UTF-8, in place of what the file has, if it is there. Raises OSError, which names the file."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    try:
-        with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
+        with new.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
-            os.fsync(descriptor)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
+            os.fsync(file.fileno())
+        new.replace(path)
     except BaseException as error:
-        os.unlink(name)
+        new.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None
         raise

@@ -11,7 +11,7 @@ from fxpar.pipeline.orders import Action
 class Event(NamedTuple):
     """An action of a rank, from `start` to `end`: seconds where it was recorded, the unit of its costs where simulated.
 
-    A transfer is two events, one on either rank. Both begin when both ranks have asked for it.
+    A transfer is two events, one on either rank.
     """
 
     rank: int

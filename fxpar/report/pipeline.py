@@ -40,7 +40,8 @@ class Pipeline:
     def title(self) -> str:
         """The pipeline in words."""
         virtual = f", vpp {self.virtual}" if self.virtual > 1 else ""
-        return f"{self.schedule}: pp {self.ranks}{virtual}, {self.microbatches} microbatches"
+        microbatches = f"{self.microbatches} microbatch{'es' if self.microbatches > 1 else ''}"
+        return f"{self.schedule}: pp {self.ranks}{virtual}, {microbatches}"
 
     def simulated(self, times: Times) -> tuple[Event, ...]:
         """The events of one step."""
@@ -78,9 +79,8 @@ def facts(
 
 def text(data: Mapping[str, Any]) -> str:
     """What the facts say, for people."""
-    virtual = f", vpp {data['vpp']}" if data["vpp"] > 1 else ""
-    head = f"{data['schedule']}: pp {data['pp']}{virtual}, {data['microbatches']} microbatches"
-    blocks = [f"{head}\n{_times(data)}", _table(data)]
+    pipeline = Pipeline(data["schedule"], data["pp"], data["vpp"], data["microbatches"])
+    blocks = [f"{pipeline.title}\n{_times(data)}", _table(data)]
     if data["compared"]:
         blocks.append(_comparison(data["compared"]))
     if data["notes"]:
