@@ -21,8 +21,8 @@ NAMES = {
 IDLE, QUIET = "#ececec", "#666666"
 #: Pixels: the row of a rank and what is between two, what stands on the left and on the right of them, and above.
 ROW, GAP, LEFT, RIGHT, TOP = 28, 6, 64, 176, 62
-#: How wide the rows are at least and at most, and the run in the middle if all are sorted by how long they take.
-NARROWEST, WIDEST, MIDDLE = 480, 12000, 18
+#: How wide the rows are at least and at most, and a run that three quarters of all are at least as long as.
+NARROWEST, WIDEST, SHORT = 480, 12000, 18
 #: How wide a digit is, and what is free on the sides of a number.
 DIGIT, FREE = 6, 3
 
@@ -76,8 +76,8 @@ def shade(kind: str, chunk: int, chunks: int) -> str:
 def _width(runs: Sequence[Event], span: float) -> float:
     """How wide the rows are, in pixels."""
     lengths = sorted(float(run.end - run.start) for run in runs if run.end > run.start)
-    middle = lengths[len(lengths) // 2] if lengths else span
-    return min(max(NARROWEST, MIDDLE * span / middle), WIDEST)
+    short = lengths[len(lengths) // 4] if lengths else span
+    return min(max(NARROWEST, SHORT * span / short), WIDEST)
 
 
 def _chunks(runs: Sequence[Event]) -> Mapping[int, tuple[int, int]]:
