@@ -32,7 +32,7 @@ def uniform(stages: int, runs: Sequence[float] | None = None, transfer: float = 
 def of_partition(stages: Sequence[StageSpec], transfer: float = 0) -> Costs | None:
     """What the stages of a manifest cost in flops, None if it does not say. In a trace a gigaflop is 1 ms."""
     costs = [_costs(stage) for stage in sorted(stages, key=lambda stage: stage.index)]
-    if not all(cost is not None and cost.total for cost in costs):
+    if None in costs or not any(cost.total for cost in costs):
         return None
     times = Times(
         [cost.forward for cost in costs],
