@@ -231,6 +231,16 @@ def test_transfers_begin_when_both_ranks_have_come_to_them() -> None:
     assert (starts["1F0"], starts["1RECV_F1"], starts["1F1"]) == (2, 3, 4)
 
 
+@pytest.mark.parametrize("p", RANKS)
+def test_pairs_receive_before_and_send_after(p: int) -> None:
+    """Also in orders that say when ranks send and receive, some of it between the two runs of a pair."""
+    step = ("dualpipe-v", p, 2, 2 * p)
+    stage_ranks = places("dualpipe-v", p, 2)
+    planned = with_transfers(orders(*step), stage_ranks)
+    found = usage(simulate(planned, stage_ranks, Times.uniform(2 * p), pairs(*step)))
+    assert idle(found) == [2 * (p - 1)] * p
+
+
 def test_each_stage_takes_its_own_time() -> None:
     times = Times(forward=[1, 4], input=[2, 5], weight=[3, 6], transfer=[0.5])
     events = step("1f1b", 2, 1, 1, times)
