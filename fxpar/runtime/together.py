@@ -1,57 +1,102 @@
-"""The processes of one run: what torchrun tells each of them, and how they fail together.
+"""The processes of one run: what torchrun tells each of them, how they meet, and how they fail together.
 
 A rank that fails tells the store first, then prints its error and ends at once, which cuts its connections. The ranks
-that notice that find somebody else in the store and say one line; torchrun ends the rest. So the first error is what
-is read, whichever rank has it, and nobody waits for a timeout.
+that notice that find somebody else in the store and say nothing; torchrun ends the rest. A rank that is killed can say
+nothing: its neighbours do (`fxpar.runtime.watch`). So the first error is what is read, whichever rank has it, and
+nobody waits for a timeout.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from fxpar.errors import FxparError, RankError
+from fxpar.runtime.ring import FAILED as FAILURE
+from fxpar.runtime.ring import Ring
+from fxpar.runtime.watch import PATIENCE, Board, Watch
 
 FAILED, USED_WRONGLY = 1, 2
-#: Seconds that a rank which lost a peer waits for torchrun to end it. Left at once it would look like the cause.
-PATIENCE = 3.0
 #: How gloo, NCCL and the store say that a peer is gone.
 LOST = ("closed by peer", "connection reset", "broken pipe", "connection refused", "remote process exited")
+#: How they say that a peer does not answer.
+LATE = ("timed out", "timeout")
+#: Seconds to wait for the next rank to start.
+START = 10.0
+#: The logger of torch that draws the schedule on every rank where an exchange fails, after the cause was said.
+SCHEDULES = "torch.distributed.pipelining.schedules"
+_PAUSE = 0.05
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` of them: alone if torchrun did not start it. `timeout` is in seconds."""
+    """This process among `size` of them: alone if torchrun did not start it.
+
+    A collective may take `timeout` seconds. Ranks may start at different times: `start` seconds are waited for the
+    next of them.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     timeout: float = 120.0
+    start: float = START
+    _watches: list[Watch] = field(default_factory=list, compare=False, repr=False)
 
     @staticmethod
-    def of_environment(timeout: float = 120.0) -> World:
+    def of_environment(timeout: float = 120.0, start: float = START) -> World:
         """What torchrun set in the environment."""
         rank, size, local_rank = (int(os.environ.get(key, alone)) for key, alone in _ENVIRONMENT.items())
-        return World(rank, size, local_rank, timeout)
+        return World(rank, size, local_rank, timeout, start)
 
     @cached_property
     def store(self) -> Store:
-        """The store that all processes share."""
-        given = rendezvous("env://", timeout=timedelta(seconds=self.timeout))
-        return PrefixStore("fxpar", next(iter(given))[0])
+        """The store that all processes share. Raises RankError where nobody has it."""
+        host, port = self._master()
+        try:
+            store = TCPStore(
+                host,
+                port,
+                is_master=self._has_store(),
+                timeout=timedelta(seconds=self.start),
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+        except dist.DistError as error:
+            what = f"nobody answers at {host}:{port} (MASTER_ADDR:MASTER_PORT) within {self.start:g} s"
+            raise RankError(what, details=["torchrun, or else rank 0, has to be started there"]) from error
+        return PrefixStore("fxpar", store)
+
+    @cached_property
+    def board(self) -> Board:
+        """What all processes know of a failure; over a connection of its own, as the store's may be waiting."""
+        return Board(self.store.clone())  # type: ignore[attr-defined]
+
+    def _master(self) -> tuple[str, int]:
+        missing = [key for key in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(key)]
+        if missing:
+            raise RankError(
+                f"{' and '.join(missing)} not set in the environment", details=["torchrun sets them"]
+            )
+        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+    def _has_store(self) -> bool:
+        """Whether the store is in this process: in that of rank 0, unless torchrun has it."""
+        return self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
     def device(self, name: str | None = None) -> torch.device:
         """The device of this process: of the named type, else the accelerator if there is one, else the CPU.
@@ -71,8 +116,17 @@ class World:
         torch.accelerator.set_device_index(self.local_rank)
         return torch.device(device.type, self.local_rank)
 
-    def connect(self, device: torch.device) -> None:
-        """Make the default process group, with the backend that torch prefers for a device."""
+    def connect(self, device: torch.device, name: Callable[[int], str] = "rank {}".format) -> None:
+        """Wait for all ranks, and make the default process group with the backend that torch prefers for a device.
+
+        `name` gives what a rank is called in a message. Raises RankError if a rank does not come.
+        """
+        logging.getLogger(SCHEDULES).setLevel(logging.CRITICAL)
+        ring = Ring(self.rank, self.size, self._master())
+        self.store.set(f"address/{self.rank}", ring.address)
+        self._meet(name)
+        ring.join(self.store.get(f"address/{(self.rank + 1) % self.size}").decode())
+        self._watches.append(Watch(self.rank, self.size, ring, self.board, name))
         dist.init_process_group(
             dist.get_default_backend_for_device(device),
             store=self.store,
@@ -81,50 +135,102 @@ class World:
             timeout=timedelta(seconds=self.timeout),
         )
 
+    def _meet(self, name: Callable[[int], str]) -> None:
+        """Wait until all ranks have come. Raises RankError if none came for some time and some are missing."""
+        came = self.store.add("came", 1)
+        until = time.monotonic() + self.start
+        while came < self.size:
+            if time.monotonic() > until:
+                missing = [rank for rank in range(self.size) if not self.store.check([f"address/{rank}"])]
+                raise RankError(
+                    f"{came} of {self.size} ranks have started, and no other came within {self.start:g} s; "
+                    f"{_listed([name(rank) for rank in missing])} missing",
+                    details=["--start-timeout SECONDS waits longer"],
+                )
+            time.sleep(_PAUSE)
+            before, came = came, self.store.add("came", 0)
+            until = time.monotonic() + self.start if came > before else until
+
+    def close(self) -> None:
+        """Wait until all ranks have come to the end, and destroy the default process group.
+
+        A rank that has done its part ends well only if the others do too.
+        """
+        if dist.is_initialized():
+            on_cpu = dist.get_backend() == "gloo"
+            dist.barrier(device_ids=None if on_cpu else [torch.accelerator.current_device_index()])
+        while self._watches:
+            self._watches.pop().close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     @contextmanager
     def together(self, name: str) -> Iterator[None]:
         """End this process at once if the block raises; `name` says which rank it is, in the message."""
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
-            self._fail(error, name)
+            self._fail(error, _cause(error), name)
 
-    def _fail(self, error: BaseException, name: str) -> NoReturn:
-        text = _told(error, name) if self._first() else f"{name}: stopped, as another rank has failed"
-        sys.stdout.flush()
-        print(text, file=sys.stderr, flush=True)
+    def _fail(self, raised: BaseException, error: BaseException, name: str) -> NoReturn:
         status = USED_WRONGLY if isinstance(error, FxparError) else FAILED
+        if self.size > 1 and _is(error, LOST):
+            time.sleep(PATIENCE)  # those who know why say so
+        sys.stdout.flush()
+        if self._first(error):
+            print(self._told(raised, error, name), file=sys.stderr, flush=True)
         if self.size == 1:
             sys.exit(status)
-        if _is_lost(error):
-            time.sleep(PATIENCE)
+        for watch in self._watches:
+            watch.say(FAILURE)
+        if self._has_store():
+            time.sleep(PATIENCE)  # the others look there whether somebody has told
         os._exit(status)  # leaving in order would wait for peers
 
-    def _first(self) -> bool:
-        """Whether no other rank has failed before this one."""
+    def _first(self, error: BaseException) -> bool:
+        """Whether no other rank has failed before this one. Without a store better told twice than never."""
         if self.size == 1:
             return True
         try:
-            return int(self.store.add("failed", 1)) == 1
+            return self.board.first(alone=not _is(error, LOST))
         except Exception:
-            return True  # there is no store any more: better told twice than never
+            return True
+
+    def _told(self, raised: BaseException, error: BaseException, name: str) -> str:
+        """What the user reads of the first error."""
+        if isinstance(error, FxparError):
+            return f"{name}: {error}"
+        line = (str(error).splitlines() or [""])[0]
+        if _is(error, LOST):
+            return f"{name}: another rank has ended without a word (killed, or out of memory?): {line}"
+        if isinstance(error, KeyboardInterrupt):
+            return f"{name}: interrupted"
+        text = f"{''.join(traceback.format_exception(raised))}{name}: {type(error).__name__}: {line}"
+        silent = self.board.all_silent(self.size) if self._watches and _is(error, LATE) else []
+        return (
+            f"{text}\n  {_listed([self._watches[0].name(rank) for rank in silent])} silent"
+            if silent
+            else text
+        )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What an error was raised from in the end: torch's pipelining wraps what a stage raises."""
+    while error.__cause__ is not None and not isinstance(error, FxparError):
+        error = error.__cause__
+    return error
+
+
+def _listed(names: list[str]) -> str:
+    """`rank 3 is`, `rank 2, rank 3 are`; of many only the first."""
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} others" if len(names) > 8 else "")
+    return f"{shown} {'is' if len(names) == 1 else 'are'}"
+
+
+def _is(error: BaseException, words: tuple[str, ...]) -> bool:
+    """Whether an error says one of these."""
+    text = str(error).lower()
+    return not isinstance(error, FxparError) and any(word in text for word in words)
 
 
 _ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-
-
-def _is_lost(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone."""
-    return any(word in str(error).lower() for word in LOST)
-
-
-def _told(error: BaseException, name: str) -> str:
-    """What the user reads of the first error."""
-    if isinstance(error, FxparError):
-        return f"{name}: {error}"
-    lines = str(error).splitlines() or [""]
-    if _is_lost(error):
-        return f"{name}: another rank has ended without a word (killed, or out of memory?): {lines[0]}"
-    if isinstance(error, KeyboardInterrupt):
-        return f"{name}: interrupted"
-    return f"{''.join(traceback.format_exception(error))}{name}: {type(error).__name__}: {lines[0]}"

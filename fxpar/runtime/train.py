@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-import torch.distributed as dist
 
 from fxpar.emit.staging import check_target
 from fxpar.errors import CheckpointError, RankError
@@ -22,7 +22,7 @@ from fxpar.runtime.processes import connect
 from fxpar.runtime.rank import Rank
 from fxpar.runtime.restore import resume
 from fxpar.runtime.save import save
-from fxpar.runtime.together import USED_WRONGLY, World
+from fxpar.runtime.together import START, USED_WRONGLY, World
 from fxpar.runtime.training import NAME as STATE
 from fxpar.runtime.training import Training
 
@@ -53,7 +53,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> None:
     except click.Abort:
         sys.exit(USED_WRONGLY)
     if isinstance(options, dict):
-        run(Path(folder), World(world.rank, world.size, world.local_rank, options["timeout"]), options)
+        run(Path(folder), World.of_environment(options["timeout"], options["start"]), options)
 
 
 @click.command(epilog=EPILOG)
@@ -85,7 +85,17 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> None:
     help="Save every N steps and at the end, to DIR/step-00010 and so on.",
 )
 @click.option("--device", metavar="TYPE", help="cpu, or a type of accelerator. Default: the accelerator.")
-@click.option("--timeout", type=float, default=120.0, show_default=True, help="Seconds to wait for a rank.")
+@click.option(
+    "--timeout", type=float, default=120.0, show_default=True, help="Seconds that a collective may take."
+)
+@click.option(
+    "--start-timeout",
+    "start",
+    type=float,
+    default=START,
+    show_default=True,
+    help="Seconds to wait for the next rank to start.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line.")
 def _command(**options: Any) -> dict[str, Any]:
     """Train this partition for some steps, or evaluate it. One rank prints the loss of each step."""
@@ -114,14 +124,14 @@ def run(folder: Path, world: World, options: dict[str, Any]) -> None:
         else:
             _train(rank, given, options, state)
         groups.close()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        world.close()
 
 
 def rank_name(manifest: Manifest, rank: int) -> str:
     """What a rank is called in a message: `rank 3 (stage 1, tp 1)`."""
     spot = manifest.grid.coordinate(rank)
-    words = [f"stage {spot.get('pp', 0)}"]
+    stages = [str(stage.index) for stage in manifest.stages_of(rank)]
+    words = [f"{'stage' if len(stages) == 1 else 'stages'} {' and '.join(stages)}"]
     words += [f"{dim} {at}" for dim, at in spot.items() if manifest.mesh[dim] > 1 and dim != "pp"]
     return f"rank {rank} ({', '.join(words)})"
 
@@ -141,7 +151,7 @@ def _check_world(manifest: Manifest, world: World, folder: Path) -> None:
 def _groups(manifest: Manifest, world: World, device: torch.device) -> Groups:
     if world.size == 1:
         return alone(manifest.grid)
-    world.connect(device)
+    world.connect(device, partial(rank_name, manifest))
     return connect(manifest.grid, manifest.groups, device=device, timeout=world.timeout)
 
 

@@ -1,4 +1,4 @@
-"""run.py under torchrun: real processes train like the whole model, and fail together."""
+"""run.py under torchrun: real processes train like the whole model."""
 
 from __future__ import annotations
 
@@ -28,23 +28,6 @@ ROOT = Path(__file__).parents[2]
 GPT = str(ROOT / "examples" / "nanogpt.py")
 #: All ranks have to end by themselves long before this.
 GUARD = 90
-
-FAILING = """
-import os, signal
-from pathlib import Path
-from fxpar.runtime.rank import Rank
-from fxpar.runtime.train import main
-
-step = Rank.step
-
-def failing(self, batch):
-    if self.groups.rank == 1:
-        {what}
-    return step(self, batch)
-
-Rank.step = failing
-main(Path(__file__).parent / "two")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -218,32 +201,6 @@ def test_without_a_loss_there_is_nothing_to_train_on(
     assert capsys.readouterr().err == said
     main(tmp_path / "out", ["--device", "cpu", "--evaluate"])
     assert capsys.readouterr().out == "batch 1  outputs 0 float32[4, 2]\n"
-
-
-@pytest.mark.gloo
-@pytest.mark.parametrize(
-    ("what", "said"),
-    [
-        ("raise ValueError('on purpose')", "rank 1 (stage 1): ValueError: on purpose"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "another rank has ended without a word"),
-    ],
-    ids=["raises", "killed"],
-)
-def test_ranks_fail_together(folder: Path, what: str, said: str) -> None:
-    script = folder / "failing.py"
-    script.write_text(FAILING.format(what=what))
-    done = launch(script, "--device", "cpu", processes=2)
-    assert done.returncode == 1
-    cause = done.stderr.partition("Root Cause")[2]
-    if "SIGKILL" in what:  # torchrun, which names the signal, may end the other rank before that has noticed
-        assert "SIGKILL" in cause
-        assert done.stderr.count(said) <= 1
-    else:
-        assert done.stderr.count(said) == 1
-    assert done.stdout == ""
-    assert "rank      : 1 (local_rank: 1)" in cause
-    told = [line for line in done.stderr.splitlines() if line.startswith("rank ") and said not in line]
-    assert all(line.endswith(": stopped, as another rank has failed") for line in told)
 
 
 @pytest.mark.gloo
