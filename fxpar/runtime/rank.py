@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,7 @@ class Rank(nn.Module):
         self.manifest, self.groups, self.out_spec = manifest, groups, out_spec
         self.current = manifest
         """The manifest at the sizes of the latest batch; of its stages, at those of the first microbatch."""
+        self._shapes = [spec.shape for spec in manifest.outputs]
         self.timed: tuple[Manifest, ...] = (manifest,) * manifest.microbatches
         """The manifest as each microbatch of the latest batch has it."""
         object.__setattr__(self, "prepare", prepare)
@@ -95,26 +96,36 @@ class Rank(nn.Module):
         self.reduction.watch(outputs)
         return self._named(outputs)
 
-    def step(self, batch: Mapping[str, Any]) -> Tensor:
+    @overload
+    def step(self, batch: Mapping[str, Any]) -> Tensor: ...
+    @overload
+    def step(self, batch: Mapping[str, Any], *, outputs: Literal[True]) -> tuple[Tensor, Any]: ...
+    def step(self, batch: Mapping[str, Any], *, outputs: bool = False) -> Tensor | tuple[Tensor, Any]:
         """Run a whole batch forward and backward; gradients add up in the parameters, complete on every rank.
 
-        `batch` holds the arguments of the model's forward by name. Returns the loss, the same on every rank.
+        `batch` holds the arguments of the model's forward by name. Returns the loss, the same on every rank, and with
+        `outputs` the original outputs too, gathered, without gradients, on every rank.
         """
         given = self.microbatches(self.bind((), batch))
         with self.reduction.around():
-            loss, _ = self.pipeline.step(given, self.specs, everywhere=True)
+            loss, made = self.pipeline.step(given, self.specs, everywhere=True)
         assert loss is not None
-        return loss
+        if not outputs:
+            return loss
+        with torch.no_grad():
+            return loss, self._named(self._spread(made))
 
-    def evaluate(self, batch: Mapping[str, Any]) -> tuple[Tensor | None, Any]:
+    def evaluate(self, batch: Mapping[str, Any], *, everywhere: bool = False) -> tuple[Tensor | None, Any]:
         """Run a whole batch forward, without gradients.
 
-        Returns the loss, the same on every rank (None if the model has none), and on the ranks of the last stage the
-        original outputs, gathered; None elsewhere.
+        Returns the loss, the same on every rank (None if the model has none), and the original outputs, gathered: on
+        the ranks of the last stage, with `everywhere` on all; None elsewhere.
         """
         with torch.no_grad():
             given = self.microbatches(self.bind((), batch))
             loss, made = self.pipeline.evaluate(given, self.specs, everywhere=True)
+            if everywhere:
+                return loss, self._named(self._spread(made))
             return loss, None if made is None else self._named(self.whole(made))
 
     def compile(self, **options: Any) -> None:
@@ -176,6 +187,7 @@ class Rank(nn.Module):
         each = dealt(self.manifest.dynamic, sizes, self.manifest.microbatches)
         made = {str(sizes): self.manifest.at(sizes) for sizes in each}
         self.timed = tuple(made[str(sizes)] for sizes in each)
+        self._shapes = [spec.shape for spec in current.outputs]
         self.current = replace(self.timed[0], inputs=current.inputs)
         device = next((t.device for t in self.parameters()), torch.device("cpu"))
         return {s.placeholder: given[s.name].to(device) for s in self.manifest.inputs if s.placeholder}
@@ -227,6 +239,28 @@ class Rank(nn.Module):
         return [
             self._whole(each, [outputs[position] for outputs in made]) for position, each in enumerate(specs)
         ]
+
+    def _spread(self, made: Sequence[Sequence[Any]] | None) -> list[Any]:
+        """The model's outputs on every rank, from those of the microbatches where the last stage is."""
+        here = None if made is None else self.whole(made)
+        if self.manifest.mesh.get("pp", 1) == 1:
+            return here or []
+        device = next((t.device for t in self.parameters()), torch.device("cpu"))
+        found = []
+        for position, (spec, shape) in enumerate(zip(self.current.outputs, self._shapes)):
+            value = spec.value if here is None else here[position]
+            if spec.dtype:
+                value = self._sent(value, getattr(torch, spec.dtype), shape, device)
+            found.append(value)
+        return found
+
+    def _sent(
+        self, value: Tensor | None, dtype: torch.dtype, shape: Sequence[int], device: torch.device
+    ) -> Tensor:
+        """A tensor that one rank along `pp` has, on all of them."""
+        summed = torch.uint8 if dtype == torch.bool else dtype
+        mine = torch.zeros(tuple(shape), dtype=summed, device=device) if value is None else value.to(summed)
+        return self.groups.group("pp").all_reduce(mine).to(dtype)
 
     def _whole(self, specs: Sequence[OutputSpec], pieces: list[Any]) -> Any:
         if not specs[0].dtype:

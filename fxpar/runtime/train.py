@@ -14,6 +14,7 @@ import torch
 
 from fxpar.emit.staging import check_target
 from fxpar.errors import CheckpointError, RankError
+from fxpar.runtime import tracing
 from fxpar.runtime.batches import Batch, batches
 from fxpar.runtime.groups import Groups, alone
 from fxpar.runtime.load import load
@@ -84,6 +85,12 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> None:
     metavar="N",
     help="Save every N steps and at the end, to DIR/step-00010 and so on.",
 )
+@click.option(
+    "--trace",
+    "traced",
+    metavar="FILE",
+    help="Write when each stage ran as a Chrome trace, as `fxpar schedule` does of its plan.",
+)
 @click.option("--device", metavar="TYPE", help="cpu, or a type of accelerator. Default: the accelerator.")
 @click.option(
     "--timeout", type=float, default=120.0, show_default=True, help="Seconds that a collective may take."
@@ -113,18 +120,29 @@ def run(folder: Path, world: World, options: dict[str, Any]) -> None:
         if world.rank == 0:
             for target in _targets(options, start).values():
                 check_target(target)
+            _check_file(options["traced"])
         given = batches(folder, manifest, options["files"])
         device = world.device(options["device"])
         groups = _groups(manifest, world, device)
         rank = load(folder, groups, device, options["checkpoint"])
         if options["compiled"]:
             rank.compile()
+        if options["traced"]:
+            tracing.record(rank)
         if options["evaluate"]:
             _evaluate(rank, given, options)
         else:
             _train(rank, given, options, state)
+        if options["traced"]:
+            tracing.write(rank, Path(options["traced"]))
         groups.close()
         world.close()
+
+
+def _check_file(name: str | None) -> None:
+    """Raise RankError for a file to write that has no folder."""
+    if name is not None and (not Path(name).absolute().parent.is_dir() or Path(name).is_dir()):
+        raise RankError(f"{name} cannot be written", details=["it has to be a file in a folder that exists"])
 
 
 def rank_name(manifest: Manifest, rank: int) -> str:

@@ -71,20 +71,24 @@ def test_any_number_of_samples(gpt: nn.Module, schedule: str) -> None:
             for name, gradient in gradients.items():
                 whole = gpt.get_parameter(name).grad
                 torch.testing.assert_close(gradient, whole.norm(), rtol=1e-11, atol=1e-12, msg=name)
-            if outputs is not None:
-                torch.testing.assert_close(outputs[0], logits.detach(), rtol=1e-11, atol=1e-12)
+            torch.testing.assert_close(outputs[0], logits.detach(), rtol=1e-11, atol=1e-12)
 
 
 def _step(rank: Rank, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], Any]:
-    """The loss, the norms of gradients that are whole on this rank, and the outputs where they are."""
+    """The loss, the norms of gradients that are whole on this rank, and the outputs."""
     rank.zero_grad()
     loss = rank.step(batch)
     whole = {name: spec for name, spec in rank.manifest.tensors.items() if not spec.split}
     gradients = {name: p.grad.norm() for name, p in rank.named_parameters() if name in whole}
     assert gradients
     again, outputs = rank.evaluate(batch)
+    assert (outputs is not None) == rank.pipeline.has_last
+    _, everywhere = rank.step(batch, outputs=True)
+    _, evaluated = rank.evaluate(batch, everywhere=True)
+    for one, other in zip(everywhere, evaluated):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(again, loss, rtol=1e-12, atol=1e-12)
-    return loss, gradients, outputs
+    return loss, gradients, everywhere
 
 
 class Regression(nn.Module):

@@ -1,0 +1,7 @@
+"""`python -m fxpar` is the command `fxpar`."""
+
+from __future__ import annotations
+
+from fxpar.cli import main
+
+main()
