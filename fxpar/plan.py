@@ -6,7 +6,7 @@ splits:                  # rows that replace or extend those of rules/splits/def
   sequence: [cp, "tp?"]  # in this order; `?`: an instance that does not divide stays whole
   vocab: null            # never split
 cut:
-  at: [model.layers.6]   # the modules with which the second and later stages begin
+  at: [model.layers.6]   # the modules with which the second and later stages begin; or layers: [6, 6]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from fxpar import settings, yamlfile
 from fxpar.errors import FxparError, Place, PlanError, Violations, raise_all
 from fxpar.mesh import MESH_DIMS, Mesh
-from fxpar.plancheck import CHECKS, NESTED
+from fxpar.plancheck import BALANCED, CHECKS, NESTED
 from fxpar.schedule import SCHEDULES
 from fxpar.settings import Given
 from fxpar.yamlfile import Node, Plain
@@ -34,10 +34,10 @@ class Plan:
 
     `tp`, `pp`, `dp`, `cp`, `ep` are the sizes of the mesh dims (ranks), `vpp` the stages of each `pp` rank.
     `sequence_parallel` chooses the default table of splits, `splits` replaces and extends its rows by axis.
-    `schedule` and `microbatches` of None are chosen by `resolve`; `cut` is `{"at": [module paths]}`, or None for
-    balanced stages; `rules` are further folders of rules, relative to the working directory; `opaque` are paths or
-    patterns of modules
-    that no graph can follow, and that stay whole (`blocks.*.experts`); `seed` starts every random number.
+    `schedule` and `microbatches` of None are chosen by `resolve`; `cut` is `{"at": [module paths]}`, `{"layers": [a
+    number a stage]}`, or None for balanced stages (`"balanced"` is another word for that); `rules` are further folders
+    of rules, relative to the working directory; `opaque` are paths or patterns of modules that no graph can follow, and
+    that stay whole (`blocks.*.experts`); `seed` starts every random number.
     `dynamic` are the axes of the inputs whose sizes may differ from call to call (`["batch", "sequence"]`).
 
     Raises PlanError (several as Violations) for values that are wrong, and for what is not built yet.
@@ -52,7 +52,7 @@ class Plan:
     sequence_parallel: bool = True
     schedule: str | None = None
     microbatches: int | None = None
-    cut: Mapping[str, Sequence[str]] | None = None
+    cut: Mapping[str, Sequence[str] | Sequence[int]] | str | None = None
     splits: Mapping[str, Split] | None = None
     rules: Sequence[str] | None = None
     opaque: Sequence[str] | None = None
@@ -66,7 +66,10 @@ class Plan:
         raise_all(self._mismatches())
         rows = self.node("splits").mapping() if self.splits else {}
         self._normalise("splits", {axis: _simplest(row.plain()) for axis, row in rows.items()} or None)
-        self._normalise("cut", {"at": list(self.cut_at)} if self.cut else None)
+        cuts = self.node("cut").mapping() if self.cut and self.cut != BALANCED else {}
+        self._normalise("cut", {how: row.plain() for how, row in cuts.items()} or None)
+        if "at" in cuts:
+            self._normalise("cut", {"at": [path.text() for path in cuts["at"].one_or_more()]})
         for key in ("rules", "opaque", "dynamic"):
             texts = self.node(key).one_or_more() if getattr(self, key) else ()
             self._normalise(key, [text.text() for text in texts] or None)
@@ -79,7 +82,12 @@ class Plan:
         return settings.node(getattr(self, key), key, self.places)
 
     def place(self, path: str) -> Place:
-        """Return where a setting was given: a position in a file, an option, or `Plan(tp=...)`."""
+        """Return where a setting was given: a position in a file, an option, or `Plan(tp=...)`.
+
+        `cut.at` is where cuts are asked for, also where they are in `cut.layers`.
+        """
+        if path == "cut.at" and isinstance(self.cut, Mapping):
+            path = f"cut.{next(iter(self.cut))}"
         return settings.node(None, path, self.places).place
 
     def _mismatches(self) -> list[PlanError]:
@@ -116,9 +124,9 @@ class Plan:
         return self.mesh.world * (self.microbatches or 1)
 
     @property
-    def cut_at(self) -> tuple[str, ...]:
-        """The paths of the modules that begin a stage; empty where stages are to be balanced."""
-        return tuple(n.text() for n in self.node("cut").mapping()["at"].one_or_more()) if self.cut else ()
+    def cut_at(self) -> Sequence[str] | Sequence[int]:
+        """The paths of the modules that begin a stage, or each stage's number of layers; empty for balanced stages."""
+        return next(iter(self.cut.values())) if isinstance(self.cut, Mapping) else ()
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Plan:
@@ -169,10 +177,12 @@ class Plan:
         if not equals:
             raise PlanError("wants KEY=VALUE", place=place)
         if key not in (NESTED if dot else CHECKS):
-            known = [*CHECKS, *(f"{outer}.{inner}" for outer, inner in NESTED.items())]
+            known = [*CHECKS, *(f"{outer}.{inner}" for outer, parts in NESTED.items() for inner in parts)]
             raise PlanError(f"unknown key `{path}`", place=place, details=yamlfile.suggest(path, known))
         value: Any = _parsed(word, place)
-        if dot:
+        if key == "cut" and dot:  # its parts exclude each other
+            value, path = {part: value}, key
+        elif dot:
             value = {**(getattr(self, key) or {}), part: value}
         places = _without(self.places, path) | {path: place}
         return replace(self, **{key: value}, places=places)

@@ -11,6 +11,8 @@ from fxpar.mesh import MESH_DIMS
 from fxpar.schedule import SCHEDULES
 from fxpar.yamlfile import Node, suggest
 
+#: The word for stages that fxpar chooses.
+BALANCED = "balanced"
 #: What axes may be split over: every mesh dim whose ranks share a stage, and `mb`, the microbatches of one step.
 SPLIT_DIMS = (*MESH_DIMS[1:], "mb")
 
@@ -46,11 +48,32 @@ def _texts(node: Node) -> Iterator[FxparError]:
 
 def _cut(node: Node) -> Iterator[FxparError]:
     try:
-        at = node.mapping(("at",), required=("at",))["at"]
+        if isinstance(node.value, str):
+            node.choice((BALANCED,))
+            return
+        ways = node.mapping(NESTED["cut"])
+        if len(ways) != 1:
+            what = "`at` and `layers` exclude each other" if ways else "wants `at` or `layers`"
+            raise node.wrong(what, "`cut: balanced` leaves the choice to fxpar")
     except FxparError as error:
         yield error
+        return
+    if "at" in ways:
+        yield from _texts(ways["at"])
     else:
-        yield from _texts(at)
+        yield from _counts(ways["layers"])
+
+
+def _counts(node: Node) -> Iterator[FxparError]:
+    try:
+        counts = node.list()
+    except FxparError as error:
+        yield error
+        return
+    if not counts:
+        yield node.wrong("wants a number of layers for each stage, has none")
+    for count in counts:
+        yield from _check(lambda count: count.integer(0))(count)
 
 
 def _splits(node: Node) -> Iterator[FxparError]:
@@ -111,4 +134,4 @@ CHECKS: dict[str, Check] = {
     "dynamic": _optional(_axes),
 }
 #: The settings that have parts, and what a part is called in messages.
-NESTED = {"cut": "at", "splits": "AXIS"}
+NESTED = {"cut": ("at", "layers"), "splits": ("AXIS",)}

@@ -96,6 +96,37 @@ def test_json_says_the_same(partition: Callable[..., Result]) -> None:
     assert stages[1]["modules"][-2:] == ["norm", "head"]
 
 
+def test_stages_of_so_many_layers(partition: Callable[..., Result]) -> None:
+    done = partition("--pp", "4", "--set", "cut.layers=[0, 1, 1, 0]", "--dry-run", "--json")
+    assert done.status == 0, done.err
+    stages = json.loads(done.out)["stages"]
+    assert [stage["layers"] for stage in stages] == [0, 1, 1, 0]
+    assert [stage["modules"] for stage in stages] == [
+        ["tokens"],
+        ["layers.0"],
+        ["layers.1"],
+        ["norm", "head"],
+    ]
+    assert all(stage["costs"]["weight"] > 0 and stage["live_bytes"] > 0 for stage in stages)
+
+
+def test_layers_that_do_not_add_up(partition: Callable[..., Result]) -> None:
+    Path("plan.yaml").write_text("pp: 2\ncut:\n  layers: [1, 2]\n")
+    done = partition("--plan", "plan.yaml", "--dry-run")
+    assert done.status != 0
+    assert done.err.endswith(
+        "plan.yaml:3:11: `layers` counts 3 layers, the model has 2\n"
+        "  3 |   layers: [1, 2]\n"
+        "    |           ^\n"
+        "  its layers are layers.0-1\n"
+    )
+
+
+def test_more_stages_than_places(partition: Callable[..., Result]) -> None:
+    done = partition("--pp", "9", "--dry-run")
+    assert "9 stages need 8 places to cut, the graph can be cut at 6: 7 stages at most" in done.err
+
+
 def test_the_same_command_gives_the_same_bytes(partition: Callable[..., Result]) -> None:
     for folder in ("a", "b"):
         partition("--tp", "2", "-o", folder)

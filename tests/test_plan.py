@@ -12,7 +12,7 @@ from fxpar.plan import Plan
 from fxpar.schedule import SCHEDULES
 
 KEYS = "cp, cut, dp, dynamic, ep, microbatches, opaque, pp, rules, schedule, seed, sequence_parallel, splits, tp, vpp"
-PATHS = KEYS.replace("cut,", "cut, cut.at,").replace("splits,", "splits, splits.AXIS,")
+PATHS = KEYS.replace("cut,", "cut, cut.at, cut.layers,").replace("splits,", "splits, splits.AXIS,")
 DEFAULTS = """\
 tp: 1
 pp: 1
@@ -64,7 +64,7 @@ def test_a_plan_is_read_back(read: Any) -> None:
     assert read(plan.to_yaml()) == plan
     assert read(plan.to_yaml()).to_yaml() == plan.to_yaml()
     assert plan.splits == {"heads": "tp~", "sequence": ["cp", "tp?"], "vocab": None, "ffn": None}
-    assert plan.cut_at == ("model.layers.1",)
+    assert plan.cut_at == ["model.layers.1"]
     assert plan.rules == ["mine"]
 
 
@@ -109,7 +109,28 @@ WRONG = {
     ),
     "experts": ({"ep": 4}, "Plan(ep=...): expert parallelism, ep = 4 is not built yet\n  leave it at 1"),
     "no microbatch": ({"microbatches": 0}, "Plan(microbatches=...): wants an integer of at least 1, has 0"),
-    "cut without at": ({"cut": {}}, "Plan(cut=...): key `at` is missing"),
+    "a cut nowhere": (
+        {"cut": {}},
+        "Plan(cut=...): wants `at` or `layers`\n  `cut: balanced` leaves the choice to fxpar",
+    ),
+    "a cut in two ways": (
+        {"cut": {"at": ["a"], "layers": [1, 1]}},
+        "Plan(cut=...): `at` and `layers` exclude each other\n  `cut: balanced` leaves the choice to fxpar",
+    ),
+    "no way to cut": ({"cut": "even"}, "Plan(cut=...): unknown value `even`\n  allowed: balanced"),
+    "a module as a number of layers": (
+        {"cut": {"layers": [2, "a"]}},
+        "Plan(cut=...): wants an integer, has the text `a`",
+    ),
+    "fewer layers than none": (
+        {"cut": {"layers": [2, -1]}},
+        "Plan(cut=...): wants an integer of at least 0, has -1",
+    ),
+    "no number of layers": (
+        {"cut": {"layers": []}},
+        "Plan(cut=...): wants a number of layers for each stage, has none",
+    ),
+    "one number of layers": ({"cut": {"layers": 6}}, "Plan(cut=...): wants a list, has the number 6"),
     "no mapping of cuts": ({"cut": ["a"]}, "Plan(cut=...): wants a mapping, has a list"),
     "a number as a module": (
         {"cut": {"at": [1]}},
@@ -166,7 +187,7 @@ plan.yaml:7:7: unknown key `art`
   7 | cut: {{art: [a]}}
     |       ^
   did you mean `at`?
-  allowed: at"""
+  allowed: at, layers"""
     )
 
 
@@ -201,6 +222,18 @@ def test_options_replace_settings(read: Any) -> None:
     }
 
 
+def test_the_ways_to_cut_replace_each_other(read: Any) -> None:
+    plan = read("pp: 2\ncut:\n  at: [a]\n")
+    counted = plan.override(["cut.layers=[2, 0]"])
+    assert counted == Plan(pp=2, cut={"layers": [2, 0]})
+    assert counted.cut_at == [2, 0]
+    assert counted.override(["cut=balanced"]) == Plan(pp=2) == Plan(pp=2, cut="balanced")
+    assert Plan(pp=2).cut_at == ()
+    assert "cut:\n  layers: [2, 0]\n" in counted.to_yaml()
+    places = [str(each.place("cut.at")) for each in (plan, counted, read("cut:\n  layers: [1, 2]\n"))]
+    assert places == ["plan.yaml:3:7", "--set cut.layers=[2, 0]", "plan.yaml:2:11"]
+
+
 def test_wrong_options_are_said_at_once() -> None:
     with pytest.raises(Violations) as caught:
         Plan().override(["tp=[", "splits.heads=tpp", "cut.ta=a", "tpp=3", "tp.x=3", "pp"])
@@ -212,7 +245,7 @@ def test_wrong_options_are_said_at_once() -> None:
   did you mean `tp`?
   allowed: cp, dp, ep, mb, tp
 --set cut.ta=a: unknown key `ta`
-  allowed: at
+  allowed: at, layers
 --set tpp=3: unknown key `tpp`
   did you mean `tp`?
   allowed: {PATHS}

@@ -17,6 +17,8 @@ from fxpar.size import Polynomial, Size
 
 #: What a partition says in words; nothing is computed from it.
 SAID = ("dims", "words", "placement", "rule", "notes", "source")
+#: What a partition says of the example alone.
+OF_THE_EXAMPLE = ("hash", "costs")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")
 
 
@@ -57,7 +59,7 @@ class Merge:
                     getattr(first, each.name), [getattr(other, each.name) for other in others]
                 )
                 for each in fields(first)
-                if each.name != "hash"
+                if each.name not in OF_THE_EXAMPLE
             }
             return replace(first, **changes)
         return self._value(first, others)

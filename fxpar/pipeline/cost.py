@@ -77,7 +77,7 @@ def _convolution(node: fx.Node) -> int:
 
 
 def _is_transposed(node: fx.Node) -> bool:
-    name = _name(node)
+    name = op_name(node)
     return "transpose" in name or (name == "convolution" and bool(node.args[6]))
 
 
@@ -99,6 +99,8 @@ FLOPS: dict[str, Callable[[fx.Node], int]] = {
     "dot": _matmul,
     "_grouped_mm": _matmul,
     "grouped_mm_fallback": _matmul,
+    "grouped_mm": _matmul,
+    "expert_linear": _matmul,
     "addmm": lambda node: _matmul(node, 1),
     "baddbmm": lambda node: _matmul(node, 1),
     "einsum": _einsum,
@@ -113,7 +115,7 @@ def flops(node: fx.Node) -> int:
 
     Products of matrices, convolutions and attention are counted from the shapes in `meta['val']`; all else counts 0.
     """
-    name = _name(node)
+    name = op_name(node)
     if name in FLOPS:
         return FLOPS[name](node)
     return _attention(node) if "attention" in name and _takes_heads(node) else 0
@@ -121,11 +123,11 @@ def flops(node: fx.Node) -> int:
 
 def touched_bytes(node: fx.Node) -> int:
     """The bytes that a node reads and writes; a view touches none, a look-up reads what it returns."""
-    if node.op != "call_function" or _is_view(node):
+    if node.op != "call_function" or is_view(node):
         return 0
     out = value_bytes(node.meta.get("val"))
     read = [value_bytes(value) for value in operands(node)]
-    if _name(node) in LOOKUPS and read:
+    if op_name(node) in LOOKUPS and read:
         read[0] = min(read[0], out)
     return sum(read) + out
 
@@ -135,11 +137,17 @@ def node_cost(node: fx.Node) -> int:
     return flops(node) + FLOPS_PER_BYTE * touched_bytes(node)
 
 
-def _is_view(node: fx.Node) -> bool:
-    return aliased(node) is not None and not written(node)
+def is_view(node: fx.Node) -> bool:
+    """Whether a node may give a view of an operand, and changes nothing; one of another dtype is none."""
+    source = aliased(node)
+    if source is None or written(node):
+        return False
+    dtypes = {getattr(each.meta.get("val"), "dtype", None) for each in (node, source)}
+    return len(dtypes - {None}) < 2
 
 
-def _name(node: fx.Node) -> str:
+def op_name(node: fx.Node) -> str:
+    """The name of a node's op, without namespace and overload; an item of a tuple has none."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return str(target._schema.name).split("::")[-1]

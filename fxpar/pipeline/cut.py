@@ -9,26 +9,19 @@ from itertools import pairwise
 from torch import fx
 
 from fxpar.errors import PipelineError, Place
+from fxpar.pipeline.balance import Line, balance
 from fxpar.pipeline.flow import Flow, analyse
+from fxpar.pipeline.layers import layer_positions, layers
 from fxpar.pipeline.named import named_positions
-from fxpar.pipeline.partition import bottleneck, partition
-
-#: The flops that an accelerator does in the time in which it sends one byte to the next, roughly, on a fast link.
-FLOPS_PER_SENT_BYTE = 64
-
-#: How much slower than best the slowest stage and its sends may be, for the sake of less to send.
-SLOWER_FOR_BYTES = 1.25
-
-#: How much slower the slowest stage may be for the sake of cuts between whole layers.
-SLOWER_FOR_LAYERS = 1.05
 
 
 @dataclass(frozen=True)
 class Cuts:
     """Where the stages of a graph begin.
 
-    `positions` are indices into `flow.line`, one for each stage but the first; `costs` are the stages' costs (flops,
-    with memory traffic converted) and `sent_bytes` what each boundary sends forward for one microbatch.
+    `positions` are indices into `flow.line`, one for each stage but the first; `costs` are the stages' costs of the
+    forward and the backward run (flops, with memory traffic converted) and `sent_bytes` what each boundary sends
+    forward for one microbatch.
     """
 
     flow: Flow
@@ -51,62 +44,52 @@ class Cuts:
         return tuple(self.flow.line[position] for position in self.positions)
 
 
-def choose(graph: fx.Graph, stages: int, at: Sequence[str] = (), place: Place | None = None) -> Cuts:
+def choose(
+    graph: fx.Graph, stages: int, at: Sequence[str] | Sequence[int] = (), place: Place | None = None
+) -> Cuts:
     """Choose where to cut a flat graph into `stages` stages.
 
-    With `at`, paths of modules, each later stage begins with the first node of one of them. Without, positions are
-    allowed by how much they send: as little as makes the slowest stage and its sends at most a quarter slower than
-    they could be. Of these, positions between whole layers are taken if that costs at most a twentieth. The choice
-    among what is left is `partition`'s.
+    With paths of modules as `at`, each later stage begins with the first node of one of them; with numbers, each stage
+    has so many of the model's layers. Without, each stage uses a parameter, and positions are chosen by what a forward
+    and a backward run cost and by what has to be sent: `balance` says how.
 
-    Raises `PipelineError` if the graph has too few positions or a path of `at` cannot be cut at; `place` is where the
-    plan asks for it.
+    Raises `PipelineError` if the graph has too few positions or cannot be cut as `at` asks; `place` is where the plan
+    asks for it.
     """
     flow = analyse(graph)
+    counts = [each for each in at if isinstance(each, int)]
+    if counts:
+        return _cuts(flow, layer_positions(flow, stages, counts, place))
     if at:
-        return _cuts(flow, named_positions(flow, stages, at, place))
-    free = [p for p in range(1, len(flow.line)) if p not in flow.barred]
-    if len(free) < stages - 1:
-        most = f"the graph can be cut at {len(free)}: {len(free) + 1} stages at most"
-        raise PipelineError(f"{stages} stages need {stages - 1} places to cut, {most}", place=place)
-    return _cuts(flow, _balanced(flow, free, stages))
+        return _cuts(flow, named_positions(flow, stages, [str(path) for path in at], place))
+    uses = flow.uses()
+    free = [p for p in range(1, len(flow.line)) if p not in flow.barred and 0 < uses[p] < uses[-1]]
+    most = len({uses[p] for p in free}) + 1
+    if most < stages:
+        what = f"{stages} stages need {stages - 1} places to cut, the graph can be cut at {most - 1}"
+        details = ["each stage needs a parameter"]
+        raise PipelineError(f"{what}: {most} stages at most", place=place, details=details)
+    costs = tuple(flow.costs())
+    line = Line(costs, flow.live_bytes(), _depths(flow), uses, free)
+    return _cuts(flow, balance(line, stages), costs)
+
+
+def _depths(flow: Flow) -> list[int]:
+    """How many modules each position cuts through; between two calls of one layer not that layer."""
+    depths = flow.depths()
+    for layer in layers(flow):
+        depths[layer.start] = min(depths[layer.start], layer.path.count("."))
+    return depths
 
 
 def cut_at(graph: fx.Graph, known: Cuts) -> Cuts:
-    """Cut a graph where another one was cut that has the same nodes, with values of other sizes."""
-    return _cuts(analyse(graph), known.positions)
+    """Cut a graph where another one was cut that has the same nodes, with values of other sizes; `costs` are its."""
+    flow = analyse(graph)
+    live = flow.live_bytes()
+    return Cuts(flow, known.positions, known.costs, tuple(live[p] for p in known.positions))
 
 
-def _balanced(flow: Flow, free: list[int], stages: int) -> tuple[int, ...]:
-    costs, live, depths = flow.costs(), flow.live_bytes(), flow.depths()
-    light = _least(free, live, costs, stages, FLOPS_PER_SENT_BYTE, SLOWER_FOR_BYTES)
-    whole = _least(light, depths, costs, stages, 0, SLOWER_FOR_LAYERS)
-    return partition(costs, whole, [live[p] for p in whole], stages)
-
-
-def _least(
-    positions: list[int],
-    measure: Sequence[int],
-    costs: Sequence[int],
-    stages: int,
-    price: int,
-    tolerance: float,
-) -> list[int]:
-    """The positions up to the least measure that allows stages within `tolerance` of the fastest ones.
-
-    How fast stages are is their bottleneck, and `price` for each unit of the measure.
-    """
-    slowness: dict[int, int] = {}
-    for cap in sorted({measure[p] for p in positions}):
-        allowed = [p for p in positions if measure[p] <= cap]
-        if len(allowed) >= stages - 1:
-            slowness[cap] = bottleneck(costs, allowed, stages) + price * cap
-    enough = tolerance * min(slowness.values(), default=0)
-    cap = next((cap for cap in slowness if slowness[cap] <= enough), 0)
-    return [p for p in positions if measure[p] <= cap]
-
-
-def _cuts(flow: Flow, positions: tuple[int, ...]) -> Cuts:
-    costs, live = flow.costs(), flow.live_bytes()
+def _cuts(flow: Flow, positions: tuple[int, ...], known: tuple[int, ...] = ()) -> Cuts:
+    costs, live = known or flow.costs(), flow.live_bytes()
     ends = pairwise((0, *positions, len(flow.line)))
     return Cuts(flow, positions, tuple(sum(costs[a:b]) for a, b in ends), tuple(live[p] for p in positions))

@@ -18,7 +18,8 @@ from itertools import accumulate, pairwise, takewhile
 import torch
 from torch import fx
 
-from fxpar.pipeline.cost import FLOPS_PER_PARAMETER_BYTE, is_parameter, node_cost, value_bytes
+from fxpar.pipeline.backward import Costing
+from fxpar.pipeline.cost import FLOPS_PER_PARAMETER_BYTE, is_parameter, value_bytes
 from fxpar.pipeline.effects import is_random, owners, written
 
 #: What a value is made of: parameters and data (it is carried), parameters alone, or neither.
@@ -58,16 +59,22 @@ class Flow:
         return list(accumulate(steps[:-2]))
 
     def costs(self) -> list[int]:
-        """The cost of each node in line, with the bytes of the parameters that it is the first to use.
+        """The cost of each node in line, forward and backward, with the bytes of the parameters that it uses.
 
         A parameter that is used at several places of the line counts at each: they may get into different stages.
         """
-        costs = [node_cost(node) for node in self.line]
+        costing = Costing(self.graph)
+        costs = [costing.total(node) for node in self.line]
         for node in self.graph.nodes:
             if is_parameter(node):
                 for place in self._reached(node):
                     costs[place] += FLOPS_PER_PARAMETER_BYTE * value_bytes(node.meta["val"])
         return costs
+
+    def uses(self) -> list[int]:
+        """How many nodes before each position use parameters."""
+        users = {p for n in self.graph.nodes if is_parameter(n) for p in self._reached(n)}
+        return [0, *accumulate(int(place in users) for place in range(len(self.line)))]
 
     def _reached(self, source: fx.Node) -> set[int]:
         """The places at which a parameter is used, directly or through what depends on parameters alone."""

@@ -25,13 +25,33 @@ class ValueSpec:
 
 
 @dataclass(frozen=True)
+class StageCosts:
+    """What one microbatch costs a stage, in flops, with memory traffic converted; see `pipeline/cost.py`.
+
+    `forward` is the forward run, `input` and `weight` are the halves of the backward run that make the gradients of
+    what the stage is given and of its parameters. `kept_bytes` is what autograd keeps between them, but for parameters.
+    """
+
+    forward: int = 0
+    input: int = 0
+    weight: int = 0
+    kept_bytes: int = 0
+
+    @property
+    def total(self) -> int:
+        """The cost of the forward and the backward run."""
+        return self.forward + self.input + self.weight
+
+
+@dataclass(frozen=True)
 class StageSpec:
     """A stage of `count`, without its graph.
 
     `received` and `sent` are in the order of the stage module's arguments and results. `inputs` are the batch inputs
     and prepared values that it is given by name. `outputs` are the names of the model's outputs, which the last stage
     returns, `loss` the one of them that is the loss, if any. `rank` is the rank along `pp` that runs the stage;
-    `shared` maps each parameter that other ranks along `pp` hold too to all that hold it.
+    `shared` maps each parameter that other ranks along `pp` hold too to all that hold it. `costs` are those of
+    one microbatch, on a rank.
     """
 
     index: int
@@ -43,6 +63,7 @@ class StageSpec:
     loss: ValueSpec | None = None
     shared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rank: int = 0
+    costs: StageCosts = field(default_factory=StageCosts)
 
     @property
     def is_last(self) -> bool:
@@ -68,7 +89,8 @@ class StageSpec:
         shared = {name: tuple(ranks) for name, ranks in data["shared"].items()}
         loss = _value(data["loss"]) if data["loss"] else None
         index, count, rank = data["index"], data["count"], data["rank"]
-        return StageSpec(index, count, received, sent, inputs, outputs, loss, shared, rank)
+        costs = StageCosts(**data.get("costs", {}))
+        return StageSpec(index, count, received, sent, inputs, outputs, loss, shared, rank, costs)
 
 
 def _value(data: Mapping[str, Any]) -> ValueSpec:

@@ -16,11 +16,13 @@ import torch
 from torch import fx
 
 from fxpar.errors import PipelineError
+from fxpar.pipeline.backward import run_costs
 from fxpar.pipeline.cost import is_parameter, parameter_bytes, shape
 from fxpar.pipeline.cut import Cuts
 from fxpar.pipeline.effects import is_fresh, written
 from fxpar.pipeline.flow import CARRIED, Flow, closure
-from fxpar.pipeline.spec import StageSpec, ValueSpec
+from fxpar.pipeline.gradient import learning
+from fxpar.pipeline.spec import StageCosts, StageSpec, ValueSpec
 
 #: Kinds of placeholders that are given from outside for each microbatch.
 GIVEN = ("input", "prepared")
@@ -64,6 +66,7 @@ class Stage:
     loss: Value | None = None
     shared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rank: int = 0
+    costs: StageCosts = field(default_factory=StageCosts)
 
     @property
     def parameter_bytes(self) -> int:
@@ -80,9 +83,8 @@ class Stage:
         received = tuple(value.spec() for value in self.received)
         sent = tuple(value.spec() for value in self.sent)
         loss, shared = self.loss.spec() if self.loss else None, dict(self.shared)
-        return StageSpec(
-            self.index, self.count, received, sent, self.inputs, self.outputs, loss, shared, self.rank
-        )
+        given = (received, sent, self.inputs, self.outputs, loss, shared)
+        return StageSpec(self.index, self.count, *given, rank=self.rank, costs=self.costs)
 
 
 def build(
@@ -103,7 +105,7 @@ def build(
     _place_unused(flow.graph, homes)
     ranks = ranks or range(cuts.stages)
     shared = _shared(homes, ranks)
-    gradients = _gradients(flow.graph)
+    gradients = learning(flow.graph)
     value = _loss(flow.graph, names, loss, gradients) if loss is not None else None
     return [
         _stage(cuts, index, rank, homes[index], gradients, names, value, shared)
@@ -173,22 +175,6 @@ def _shared(homes: list[set[fx.Node]], ranks: Sequence[int]) -> dict[fx.Node, tu
     return {node: holders[node] for node in ordered if len(holders[node]) > 1}
 
 
-def _gradients(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes through which a gradient flows to a parameter."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        origin = is_parameter(node) or not found.isdisjoint(node.all_input_nodes)
-        if origin and node.meta.get("grad", True) and _is_floating(node.meta.get("val")):
-            found.add(node)
-    return found
-
-
-def _is_floating(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return any(_is_floating(item) for item in value)
-    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
-
-
 def _stage(
     cuts: Cuts,
     index: int,
@@ -218,6 +204,7 @@ def _stage(
         loss=loss,
         shared={node.meta["name"]: holders for node, holders in shared.items() if node in home},
         rank=rank,
+        costs=run_costs(writer.graph),
     )
 
 
@@ -264,6 +251,7 @@ class _Writer:
     def _receive(self, node: fx.Node) -> None:
         copy = self.graph.create_node("placeholder", node.name, name=node.name)
         copy.meta = {**node.meta, "kind": "received", "name": node.name, "val": _contiguous(node)}
+        copy.meta["grad"] = node in self.gradients
         self.copies[node] = copy
 
     def finish(self, results: tuple[Any, ...], keep: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fxpar.pipeline.spec import StageSpec
 from fxpar.pipeline.times import Times
@@ -31,8 +30,8 @@ def uniform(stages: int, runs: Sequence[float] | None = None, transfer: float = 
 
 def of_partition(stages: Sequence[StageSpec], transfer: float = 0) -> Costs | None:
     """What the stages of a manifest cost in flops, None if it does not say. In a trace a gigaflop is 1 ms."""
-    costs = [_costs(stage) for stage in sorted(stages, key=lambda stage: stage.index)]
-    if None in costs or not any(cost.total for cost in costs):
+    costs = [stage.costs for stage in sorted(stages, key=lambda stage: stage.index)]
+    if not any(cost.total for cost in costs):
         return None
     times = Times(
         [cost.forward for cost in costs],
@@ -41,7 +40,3 @@ def of_partition(stages: Sequence[StageSpec], transfer: float = 0) -> Costs | No
         [transfer] * (len(costs) - 1),
     )
     return Costs(times, "flops", 1e-6, tuple(cost.kept_bytes for cost in costs))
-
-
-def _costs(stage: StageSpec) -> Any:
-    return getattr(stage, "costs", None)

@@ -12,6 +12,7 @@ from typing import Any
 from fxpar.axes.columns import aligned, size_text
 from fxpar.emit.product import Product
 from fxpar.pipeline.cost import flops
+from fxpar.pipeline.layers import layer_counts
 from fxpar.pipeline.stages import Stage
 from fxpar.shard.placement import Shard
 from fxpar.shard.table import Row
@@ -31,8 +32,9 @@ def summary(product: Product, files: Mapping[str, int] | None = None) -> dict[st
         "split_fraction": product.sharded.fraction,
         "axes": _axes(product),
         "dynamic": [asdict(axis) for axis in manifest.dynamic],
-        "stages": [_stage(product, stage) for stage in product.stages],
+        "stages": _stages(product),
         "imbalance": product.cuts.imbalance,
+        "rank_imbalance": _rank_imbalance(product),
         "notes": [*manifest.notes, *_idle(product)],
         "files": dict(files or {}),
         "seconds": dict(product.seconds),
@@ -87,6 +89,32 @@ def _split_by(product: Product, axis: str) -> int:
     )
 
 
+def _stages(product: Product) -> list[dict[str, Any]]:
+    """A row for each stage; `chunk` counts the stages of its rank."""
+    cuts, ranks = product.cuts, _ranks(product)
+    layers = layer_counts(cuts.flow, cuts.positions)
+    return [
+        _stage(product, stage)
+        | {"rank": ranks[stage.index], "chunk": ranks[: stage.index].count(ranks[stage.index])}
+        | {"layers": layers[stage.index]}
+        for stage in product.stages
+    ]
+
+
+def _ranks(product: Product) -> list[int]:
+    """The coordinate along `pp` of the rank that runs each stage."""
+    ranks = product.manifest.mesh["pp"]
+    return [getattr(stage.spec(), "rank", stage.index % ranks) for stage in product.stages]
+
+
+def _rank_imbalance(product: Product) -> float:
+    """By how much the slowest rank exceeds the mean, with all stages that it runs."""
+    costs: dict[int, int] = {}
+    for rank, cost in zip(_ranks(product), product.cuts.costs):
+        costs[rank] = costs.get(rank, 0) + cost
+    return max(costs.values()) * len(costs) / max(sum(costs.values()), 1) - 1
+
+
 def _stage(product: Product, stage: Stage) -> dict[str, Any]:
     tensors = product.manifest.tensors
     sent = product.cuts.sent_bytes
@@ -96,7 +124,9 @@ def _stage(product: Product, stage: Stage) -> dict[str, Any]:
         "parameters": sum(prod(tensors[name].shape) for name in stage.parameters()),
         "bytes_per_rank": stage.parameter_bytes,
         "flops_per_rank": sum(flops(node) for node in stage.graph.nodes if node.op == "call_function"),
+        "live_bytes": stage.costs.kept_bytes,
         "sent_bytes": sent[stage.index] if stage.index < len(sent) else 0,
+        "costs": asdict(stage.costs),
     }
 
 
@@ -191,17 +221,25 @@ def _count(number: int, noun: str) -> str:
 
 
 def _stages_text(data: Mapping[str, Any]) -> str:
-    head = ["stage", "modules", "parameters", "on a rank", "flops on a rank", "sent"]
-    rows = [
-        [
-            str(stage["stage"]),
-            ", ".join(stage["modules"]),
-            f"{stage['parameters']:,}",
-            size_text(stage["bytes_per_rank"]),
-            f"{stage['flops_per_rank']:.3g}",
-            size_text(stage["sent_bytes"]) if stage["sent_bytes"] else "",
-        ]
-        for stage in data["stages"]
-    ]
-    title = "stages" if len(rows) == 1 else f"stages (the slowest is {data['imbalance']:.0%} above the mean)"
-    return f"{title}\n{aligned([head, *rows], '  ')}"
+    """The stages: parameters of the model, and what a rank holds, computes, keeps and sends for one microbatch."""
+    stages = data["stages"]
+    several = any(stage["chunk"] for stage in stages)
+    layers = any(stage["layers"] for stage in stages)
+    columns: dict[str, list[str]] = {"stage": [str(stage["stage"]) for stage in stages]}
+    if several:
+        columns["rank"] = [str(stage["rank"]) for stage in stages]
+        columns["chunk"] = [str(stage["chunk"]) for stage in stages]
+    columns["modules"] = [", ".join(stage["modules"]) for stage in stages]
+    if layers:
+        columns["layers"] = [str(stage["layers"]) for stage in stages]
+    columns |= {
+        "parameters": [f"{stage['parameters']:,}" for stage in stages],
+        "on a rank": [size_text(stage["bytes_per_rank"]) for stage in stages],
+        "flops": [f"{stage['flops_per_rank']:.3g}" for stage in stages],
+        "live": [size_text(stage["live_bytes"]) for stage in stages],
+        "sent": [size_text(stage["sent_bytes"]) if stage["sent_bytes"] else "" for stage in stages],
+    }
+    slow = f"the slowest is {data['imbalance']:.0%} above the mean"
+    ranks = f", the slowest rank {data['rank_imbalance']:.0%}" if several else ""
+    title = "stages" if len(stages) == 1 else f"stages ({slow}{ranks})"
+    return f"{title}\n{aligned([list(columns), *map(list, zip(*columns.values()))], '  ')}"

@@ -155,3 +155,11 @@ def test_an_axis_that_is_split_into_dims() -> None:
         "  it is only a part of dim 1 of `ids`\n"
         "  leave `sequence` out of `dynamic`"
     )
+
+
+def test_costs_of_stages_are_those_of_the_example() -> None:
+    model = Changed().double()
+    plans = (Plan(pp=2, microbatches=2, dynamic=["batch", "sequence"]), Plan(pp=2, microbatches=2))
+    dynamic, fixed = (partitioned(model, batch(), plan).manifest.stages for plan in plans)
+    assert [stage.costs for stage in dynamic] == [stage.costs for stage in fixed]
+    assert all(type(stage.costs.kept_bytes) is int for stage in dynamic)

@@ -62,6 +62,8 @@ def test_bytes() -> None:
     assert node_cost(tanh) == 16 * 48
     (view,) = nodes(lambda x: x.view(3, 2), (2, 3))
     assert node_cost(view) == 0
+    (cast,) = nodes(lambda x: x.to(torch.float64), (2, 3))
+    assert touched_bytes(cast) == 24 + 48
     table = torch.zeros(100, 4)
     lookup = nodes(lambda x: F.embedding(torch.zeros(3, dtype=torch.int64), table) + x, (4,))[-2]
     assert touched_bytes(lookup) == 3 * 16 + 3 * 8 + 3 * 16

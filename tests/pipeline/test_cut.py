@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from pipeline_models import GPT, batch, case
 from torch import Tensor, nn
 
 from fxpar.capture import capture
 from fxpar.errors import PipelineError, Place
 from fxpar.pipeline.cut import choose
+from fxpar.pipeline.layers import layer_counts
 
 #: Bytes of the residual stream, and of the output that the first layer makes.
 STREAM, EARLY = 2 * 6 * 16 * 8, 2 * 16 * 8
@@ -42,6 +44,32 @@ def test_a_costly_head_has_fewer_layers() -> None:
 
     cuts = choose(capture(Model(), [torch.zeros(64, 32)]).graph, 2)
     assert [node.meta["module"] for node in cuts.before()] == ["layers.6"]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "tied", "expected"),
+    [(256, False, [2, 2, 2, 2]), (24_000, False, [2, 3, 3, 0]), (24_000, True, [2, 3, 3, 0])],
+)
+def test_the_stage_of_a_large_vocabulary_has_fewer_layers(
+    vocabulary: int, tied: bool, expected: list[int]
+) -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+    config = transformers.LlamaConfig(
+        **sizes, vocab_size=vocabulary, tie_word_embeddings=tied, use_cache=False
+    )
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config)
+    ids = torch.zeros(2, 128, dtype=torch.int64)
+    cuts = choose(capture(model, kwargs={"input_ids": ids, "labels": ids}).graph, 4)
+    assert layer_counts(cuts.flow, cuts.positions) == expected
+    assert cuts.sent_bytes == (2 * 128 * 512 * 4,) * 3
+
+
+def test_stages_are_fast_rather_than_small_to_send() -> None:
+    """Behind the encoder less has to be sent, but then one stage has all layers of the decoder and the head."""
+    cuts = choose(case("t5").program.graph, 2)
+    slower = choose(case("t5").program.graph, 2, [2, 2])
+    assert max(cuts.costs) <= max(slower.costs)
 
 
 def test_one_stage_is_the_graph() -> None:
@@ -131,4 +159,6 @@ def test_the_first_module_begins_no_later_stage() -> None:
 def test_more_stages_than_the_graph_has_places() -> None:
     with pytest.raises(PipelineError) as error:
         choose(capture(Twice(), [torch.zeros(3, 2)]).graph, 9)
-    assert str(error.value) == "9 stages need 8 places to cut, the graph can be cut at 5: 6 stages at most"
+    assert str(error.value) == (
+        "9 stages need 8 places to cut, the graph can be cut at 4: 5 stages at most\n  each stage needs a parameter"
+    )

@@ -39,3 +39,21 @@ def test_no_choice_is_better(row: tuple[list[int], list[int], list[int], int]) -
 
 def test_what_cannot_be_balanced_is_still_even() -> None:
     assert partition([1] * 8 + [9], list(range(1, 9)), [1] * 8, 5) == (2, 4, 6, 8)
+
+
+@given(rows(), st.data())
+def test_no_choice_of_groups_is_better(
+    row: tuple[list[int], list[int], list[int], int], data: st.DataObject
+) -> None:
+    costs, positions, weights, _ = row
+    groups = sorted(data.draw(st.lists(st.integers(0, 4), min_size=len(positions), max_size=len(positions))))
+    stages = data.draw(st.integers(1, len(set(groups)) + 1))
+    weight, group = dict(zip(positions, weights)), dict(zip(positions, groups))
+    every = [
+        some for some in combinations(positions, stages - 1) if len({group[p] for p in some}) == stages - 1
+    ]
+    chosen = partition(costs, positions, weights, stages, groups)
+    assert chosen in every
+    best = min(value(costs, weight, some) for some in every)
+    assert value(costs, weight, chosen) == best
+    assert bottleneck(costs, positions, stages, groups) == best[0]

@@ -51,7 +51,7 @@ def test_prepared_values_are_given_like_inputs() -> None:
 
 
 def test_outputs_that_are_made_early() -> None:
-    first, second, third = case("gpt").stages(3)
+    first, second, third = case("gpt").stages(3, ["layers.1", "layers.3"])
     assert (first.computes, second.computes, third.computes) == (("early",), (), ("loss", "logits"))
     assert first.outputs == third.outputs == ("loss", "early", "logits")
     assert {value.name for value in first.sent} & {value.name for value in third.received} == {"mean"}

@@ -51,3 +51,33 @@ def test_dynamic_axes_and_their_sizes() -> None:
     assert "dynamic\n  batch  a multiple of 2 (dp 2), at least 2\n" in text(data)
     assert data["dynamic"][0]["multiple"] == 2
     assert of(fxpar.Plan(dp=2))["dynamic"] == []
+
+
+def test_what_is_said_of_each_stage() -> None:
+    data = of(fxpar.Plan(pp=2, cut={"at": ["down"]}))
+    first, second = data["stages"]
+    assert (first["rank"], first["chunk"], second["rank"], second["chunk"]) == (0, 0, 1, 0)
+    assert first["live_bytes"] == 4 * (8 + 24)  # of a microbatch of one sample: x, and what relu gives
+    assert set(first["costs"]) == {"forward", "input", "weight", "kept_bytes"}
+    assert text(data).endswith(
+        f"stages (the slowest is {data['imbalance']:.0%} above the mean)\n"
+        "  stage  modules  parameters  on a rank  flops  live   sent\n"
+        "  0      up       216         864 B      384    128 B  96 B\n"
+        "  1      down     200         800 B      384    96 B"
+    )
+
+
+def test_several_stages_of_a_rank() -> None:
+    row = {"modules": ["h.0"], "layers": 1, "parameters": 8, "bytes_per_rank": 32, "flops_per_rank": 64}
+    row |= {"live_bytes": 16, "sent_bytes": 8}
+    places = [(0, 0, 0), (1, 1, 0), (2, 1, 1), (3, 0, 1)]
+    stages = [row | dict(zip(("stage", "rank", "chunk"), place)) for place in places]
+    data = of(fxpar.Plan()) | {"stages": stages, "imbalance": 0.25, "rank_imbalance": 0.125}
+    assert text(data).endswith(
+        "stages (the slowest is 25% above the mean, the slowest rank 12%)\n"
+        "  stage  rank  chunk  modules  layers  parameters  on a rank  flops  live  sent\n"
+        "  0      0     0      h.0      1       8           32 B       64     16 B  8 B\n"
+        "  1      1     0      h.0      1       8           32 B       64     16 B  8 B\n"
+        "  2      1     1      h.0      1       8           32 B       64     16 B  8 B\n"
+        "  3      0     1      h.0      1       8           32 B       64     16 B  8 B"
+    )
