@@ -177,8 +177,8 @@ def costing(*stages: StageCosts) -> None:
     """Let the manifest in `out` say what its stages cost."""
     file = Path("out/manifest.json")
     data = json.loads(file.read_text())
-    for entry, costs in zip(data["stages"], stages, strict=True):
-        entry["costs"] = asdict(costs)
+    for entry, stage in zip(data["stages"], stages, strict=True):
+        entry["costs"] = asdict(stage)
     file.write_text(json.dumps(data))
 
 

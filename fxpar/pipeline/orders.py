@@ -71,8 +71,8 @@ def forward_orders(schedule: str, ranks: int, virtual: int, microbatches: int) -
 def with_transfers(planned: Sequence[Order], stage_ranks: Sequence[int]) -> tuple[Order, ...]:
     """The same orders with what is sent and received in between, in one order for each pair of ranks.
 
-    A rank receives as early as it can: the transfer runs beside what stands before its use. Nothing is sent between
-    stages on one rank.
+    A rank begins to receive one run before it has to, so that the transfer runs beside that one. Nothing is sent
+    between stages on one rank.
     """
     if len(planned) == 1:
         return tuple(planned)
@@ -80,7 +80,36 @@ def with_transfers(planned: Sequence[Order], stage_ranks: Sequence[int]) -> tupl
 
     waiting = {rank: [theirs(action) for action in order] for rank, order in enumerate(planned) if order}
     made = _add_send_recv(waiting, lambda stage: stage_ranks[stage], len(stage_ranks))
-    return tuple(tuple(map(_ours, made.get(rank, ()))) for rank in range(len(planned)))
+    late = (tuple(map(_ours, made.get(rank, ()))) for rank in range(len(planned)))
+    return tuple(_early(order, stage_ranks) for order in late)
+
+
+def peer(action: Action, stage_ranks: Sequence[int]) -> int:
+    """The rank that the other end of a transfer is on."""
+    return stage_ranks[action.stage + (1 if action.kind in (SEND_FORWARD, RECV_BACKWARD) else -1)]
+
+
+def _early(order: Order, stage_ranks: Sequence[int]) -> Order:
+    """The order with each receive one run earlier, unless a transfer with the same rank stands before it.
+
+    torch puts it where the sender is done, which is often right before the use. Transfers of a pair of ranks keep their
+    order: accelerators do them one by one.
+    """
+    made: list[Action] = []
+    for action in order:
+        at = len(made)
+        if action.kind in (RECV_FORWARD, RECV_BACKWARD):
+            ahead = 0
+            while at and (
+                made[at - 1].kind in COMPUTATIONS
+                or peer(made[at - 1], stage_ranks) != peer(action, stage_ranks)
+            ):
+                ahead += made[at - 1].kind in COMPUTATIONS
+                if ahead > 1:
+                    break
+                at -= 1
+        made.insert(at, action)
+    return tuple(made)
 
 
 def _enough(schedule: str, ranks: int, microbatches: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
@@ -45,44 +46,41 @@ class LocalEngine:
 
 
 class _Step:
-    """One job on its way: what has arrived for a stage and microbatch, and what is to be sent."""
+    """One job on its way: what has arrived for a stage and microbatch, and what is to be sent.
+
+    Both are known by the action that receives or sends. A receive only takes its place in the line of what comes from
+    a rank; it is waited for where it is used.
+    """
 
     def __init__(
         self, runs: Mapping[int, Runs], transport: Transport | None, ranks: Sequence[int], job: Job
     ) -> None:
         self.results = Results()
         self._runs, self._transport, self._ranks, self._job = runs, transport, ranks, job
-        self._values: dict[tuple[int, int], Sequence[torch.Tensor]] = {}
-        self._gradients: dict[tuple[int, int], Sequence[torch.Tensor]] = {}
-        self._outgoing: dict[tuple[int, int, str], Sequence[torch.Tensor]] = {}
+        self._lines: dict[int, deque[Action]] = defaultdict(deque)
+        self._arrived: dict[Action, Sequence[torch.Tensor]] = {}
+        self._outgoing: dict[Action, Sequence[torch.Tensor]] = {}
 
     def do(self, action: Action) -> None:
         """Do the next of a rank's actions."""
         stage, kind, number = action
-        spec = self._job.spec(stage, number)
+        spec, runs = self._job.spec(stage, number), self._runs[stage]
         match kind:
             case orders.FORWARD:
                 self._forward(spec, number)
-            case orders.RECV_FORWARD:
-                self._values[stage, number] = self._recv(stage - 1, spec.received)
-            case orders.RECV_BACKWARD:
-                self._gradients[stage, number] = self._recv(stage + 1, _learnt(spec.sent))
+            case orders.RECV_FORWARD | orders.RECV_BACKWARD:
+                self._lines[orders.peer(action, self._ranks)].append(action)
             case orders.SEND_FORWARD | orders.SEND_BACKWARD:
-                self._send(
-                    stage + (1 if kind == orders.SEND_FORWARD else -1),
-                    self._outgoing.pop((stage, number, kind)),
-                )
+                self._send(action)
             case orders.BACKWARD:
-                self._backward(spec, number, self._runs[stage].backward(number, self._given(spec, number)))
+                self._pass_back(spec, number, runs.backward(number, self._given(spec, number)))
             case orders.INPUT:
-                self._backward(
-                    spec, number, self._runs[stage].backward_input(number, self._given(spec, number))
-                )
+                self._pass_back(spec, number, runs.backward_input(number, self._given(spec, number)))
             case orders.WEIGHT:
-                self._runs[stage].backward_weight(number)
+                runs.backward_weight(number)
 
     def _forward(self, spec: StageSpec, number: int) -> None:
-        received = self._values.pop((spec.index, number), ())
+        received = self._take(Action(spec.index, orders.RECV_FORWARD, number)) if spec.index else ()
         runs = self._runs[spec.index]
         outputs = runs.forward(spec, received, self._job.inputs(spec.index, number))
         ends = [output for output, value in zip(outputs, spec.sent) if value.requires_grad]
@@ -90,32 +88,43 @@ class _Step:
             loss = self.results.add(spec, number, outputs)
             ends = [loss] if loss is not None else []
         elif spec.index + 1 in self._runs:
-            self._values[spec.index + 1, number] = [output.detach() for output in outputs]
+            arrived = Action(spec.index + 1, orders.RECV_FORWARD, number)
+            self._arrived[arrived] = [output.detach() for output in outputs]
         else:
-            self._outgoing[spec.index, number, orders.SEND_FORWARD] = outputs
+            self._outgoing[Action(spec.index, orders.SEND_FORWARD, number)] = outputs
         if self._job.training:
             runs.keep(number, received, ends)
 
     def _given(self, spec: StageSpec, number: int) -> Sequence[torch.Tensor] | None:
         """The gradients of what a stage has sent; None for the loss itself."""
-        return None if spec.is_last else self._gradients.pop((spec.index, number), ())
+        return None if spec.is_last else self._take(Action(spec.index, orders.RECV_BACKWARD, number))
 
-    def _backward(self, spec: StageSpec, number: int, gradients: Sequence[torch.Tensor]) -> None:
+    def _pass_back(self, spec: StageSpec, number: int, gradients: Sequence[torch.Tensor]) -> None:
         """Pass on the gradients of what a stage received."""
         if spec.index - 1 in self._runs:
-            self._gradients[spec.index - 1, number] = gradients
+            self._arrived[Action(spec.index - 1, orders.RECV_BACKWARD, number)] = gradients
         elif spec.index:
-            self._outgoing[spec.index, number, orders.SEND_BACKWARD] = gradients
+            self._outgoing[Action(spec.index, orders.SEND_BACKWARD, number)] = gradients
 
-    def _recv(self, stage: int, values: Sequence[ValueSpec]) -> list[torch.Tensor]:
+    def _take(self, wanted: Action) -> Sequence[torch.Tensor]:
+        """What a receive brings; before it, all that stands before it in line."""
+        while wanted not in self._arrived:
+            rank = orders.peer(wanted, self._ranks)
+            next_one = self._lines[rank].popleft()
+            assert self._transport is not None
+            self._arrived[next_one] = [
+                self._transport.recv(rank, value.empty("meta")) for value in self._values(next_one)
+            ]
+        return self._arrived.pop(wanted)
+
+    def _values(self, action: Action) -> Sequence[ValueSpec]:
+        """What a receive brings."""
+        spec = self._job.spec(action.stage, action.microbatch)
+        if action.kind == orders.RECV_FORWARD:
+            return spec.received
+        return [value for value in spec.sent if value.requires_grad]
+
+    def _send(self, action: Action) -> None:
         assert self._transport is not None
-        return [self._transport.recv(self._ranks[stage], value.empty("meta")) for value in values]
-
-    def _send(self, stage: int, tensors: Sequence[torch.Tensor]) -> None:
-        assert self._transport is not None
-        for tensor in tensors:
-            self._transport.send(tensor, self._ranks[stage])
-
-
-def _learnt(values: Sequence[ValueSpec]) -> list[ValueSpec]:
-    return [value for value in values if value.requires_grad]
+        for tensor in self._outgoing.pop(action):
+            self._transport.send(tensor, orders.peer(action, self._ranks))

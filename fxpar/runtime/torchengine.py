@@ -6,6 +6,7 @@ What it is given and what is replaced of it, since torch 2.13:
 - Sizes may differ between microbatches: its buffers are made for each of them.
 - Orders come from `fxpar.pipeline.orders`: torch has none for some numbers of microbatches, and none for evaluation.
 - Gradients are not scaled: torch would scale those of earlier steps again.
+- Gradients are made contiguous before they are sent: torch asks that of the model.
 - A backward run in two halves is ours (`fxpar.runtime.halves`): torch's is wrong for some models.
 """
 
@@ -157,6 +158,8 @@ class _Stage(PipelineStage):
         """Run a microbatch backward, or the first half of it."""
         with self._recording(orders.BACKWARD if full_backward else orders.INPUT, bwd_chunk_id):
             super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+        found = self.bwd_cache.get(bwd_chunk_id, ())
+        self.bwd_cache[bwd_chunk_id] = tuple(each if each is None else each.contiguous() for each in found)
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
         """Run the second half of a microbatch backward."""

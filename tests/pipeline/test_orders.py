@@ -14,6 +14,7 @@ from fxpar.pipeline.orders import (
     Action,
     forward_orders,
     orders,
+    peer,
     with_transfers,
 )
 from fxpar.schedule import SCHEDULES, places
@@ -73,27 +74,65 @@ def test_every_stage_runs_every_microbatch_once(schedule: str, ranks: int, micro
 
 
 def assert_finishes(planned: tuple[tuple[Action, ...], ...], stages: tuple[int, ...]) -> None:
-    """Run the orders: what is sent between two ranks arrives in the order in which it is received."""
-    at, mail = [0] * len(planned), {}
+    """Run the orders: a run waits for what it needs, and two ranks do their transfers in the same order."""
+    at, done = [0] * len(planned), set()
+    between = {
+        (rank, other): pairs(order, other, stages) for rank, order in enumerate(planned) for other in stages
+    }
+    for rank, other in between:
+        assert between[rank, other] == [mirrored(a) for a in between[other, rank]]
     moved = True
     while moved:
         moved = False
         for rank, order in enumerate(planned):
-            while at[rank] < len(order):
+            while at[rank] < len(order) and ready(order[at[rank]], len(stages), done):
                 action = order[at[rank]]
-                step = 1 if action.kind in ("SEND_F", "RECV_B") else -1
-                if action.kind.startswith("SEND"):
-                    there = Action(action.stage + step, f"RECV{action.kind[4:]}", action.microbatch)
-                    mail.setdefault((rank, stages[there.stage]), []).append(there)
-                elif action.kind.startswith("RECV"):
-                    box = mail.get((stages[action.stage + step], rank), [])
-                    if not box:
-                        break
-                    assert box.pop(0) == action
+                if action.kind in COMPUTATIONS:
+                    assert posted(order[: at[rank]], action, stages)
+                    done.add(action)
                 at[rank] += 1
                 moved = True
     assert at == [len(order) for order in planned]
-    assert not any(mail.values())
+
+
+def pairs(order: tuple[Action, ...], other: int, stages: tuple[int, ...]) -> list[Action]:
+    """The transfers of a rank with another one."""
+    return [a for a in order if a.kind not in COMPUTATIONS and peer(a, stages) == other]
+
+
+def mirrored(action: Action) -> Action:
+    """The other end of a transfer."""
+    verb, way = action.kind.split("_")
+    step = 1 if (verb == "SEND") == (way == "F") else -1
+    return Action(action.stage + step, f"{'RECV' if verb == 'SEND' else 'SEND'}_{way}", action.microbatch)
+
+
+def ready(action: Action, stages: int, done: set[Action]) -> bool:
+    """Whether what a run needs has been computed; a transfer may begin at any time."""
+    stage, kind, number = action
+    if kind == FORWARD:
+        return not stage or Action(stage - 1, FORWARD, number) in done
+    if kind in (BACKWARD, INPUT):
+        after = {Action(stage + 1, way, number) for way in (BACKWARD, INPUT)}
+        return Action(stage, FORWARD, number) in done and (stage + 1 == stages or bool(after & done))
+    return kind != WEIGHT or Action(stage, INPUT, number) in done
+
+
+def posted(before: tuple[Action, ...], action: Action, stages: tuple[int, ...]) -> bool:
+    """Whether a rank has begun to receive what a run of its needs from another rank."""
+    stage, kind, number = action
+    if kind == FORWARD and stage and stages[stage - 1] != stages[stage]:
+        return Action(stage, "RECV_F", number) in before
+    if kind in (BACKWARD, INPUT) and stage + 1 < len(stages) and stages[stage + 1] != stages[stage]:
+        return Action(stage, "RECV_B", number) in before
+    return True
+
+
+def test_a_receive_begins_a_run_before_its_use() -> None:
+    planned = with_transfers(orders("gpipe", 2, 1, 3), (0, 1))
+    assert " ".join(map(str, planned[1])) == (
+        "1RECV_F0 1RECV_F1 1F0 1RECV_F2 1F1 1F2 1B0 1SEND_B0 1B1 1SEND_B1 1B2 1SEND_B2"
+    )
 
 
 def test_places() -> None:
