@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
@@ -41,8 +40,7 @@ class _Site:
         ]
         if pairs:
             edges, arrived = zip(*pairs)
-            found = torch.autograd.grad(edges, self.parameters, arrived, allow_unused=True)
-            add(self.parameters, found)
+            torch.autograd.backward(edges, arrived, inputs=self.parameters)
 
 
 class Half:
@@ -126,24 +124,19 @@ def backward_input(
             early.append(parameter)
         else:
             sites.setdefault(site, _Site(site)).parameters.append(parameter)
-    wanted = [*_learning(received), *early]
     handles = [site.node.register_prehook(site.arrive) for site in sites.values()]
     try:
-        found = torch.autograd.grad(ends, wanted, gradients, retain_graph=True, allow_unused=True)
+        torch.autograd.backward(ends, gradients, retain_graph=True, inputs=[*_learning(received), *early])
     finally:
         for handle in handles:
             handle.remove()
-    by_tensor = {id(tensor): gradient for tensor, gradient in zip(wanted, found)}
-    add(early, [by_tensor[id(parameter)] for parameter in early])
-    return tuple(by_tensor.get(id(tensor)) for tensor in received), Half(sites.values())
+    return tuple(_taken(tensor) for tensor in received), Half(sites.values())
 
 
-@torch.no_grad()
-def add(parameters: Iterable[torch.Tensor], gradients: Iterable[Any]) -> None:
-    """Add gradients, where there are some, to those that parameters have already."""
-    for parameter, gradient in zip(parameters, gradients):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+def _taken(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The gradient of a received value, which may be received into again."""
+    gradient, tensor.grad = tensor.grad, None
+    return gradient
 
 
 def _learning(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fxpar.schedule import SCHEDULES
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,4 +43,13 @@ def test_memory() -> None:
         "fxpar partition",
         "load, tp 2",
         "and a step",
+    ]
+
+
+@pytest.mark.gloo
+def test_pipeline() -> None:
+    found = rows("pipeline.py", "--ranks", "2")
+    assert [row.split()[0] for row in found if row and row.split()[0] in SCHEDULES] == [
+        *SCHEDULES,
+        *(name for name in SCHEDULES for _ in range(1 + (name == "1f1b"))),
     ]
