@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, action="append", help="2 and 4 without it")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--part", choices=("idle", "step"), action="append", help="both without it")
+    parser.add_argument("--schedule", choices=tuple(SCHEDULES), action="append", help="all without it")
     parser.add_argument(
         "--toy", action="store_true", help="short waits and a tiny model, to see that it runs"
     )
@@ -67,11 +68,12 @@ def main() -> None:
     dist.init_process_group("gloo")
     groups = connect(Mesh({"pp": dist.get_world_size()}), ["pp"], device="cpu")
     rounds = 2 if options.toy else options.rounds
+    names = options.schedule or list(SCHEDULES)
     if "idle" in (options.part or ("idle",)):
-        for row in _idle(groups, rounds, 0.001 if options.toy else 0.02):
+        for row in _idle(names, groups, rounds, 0.001 if options.toy else 0.02):
             _say(row)
     if "step" in (options.part or ("step",)):
-        for row in _steps(rounds, options.toy):
+        for row in _steps(names, rounds, options.toy):
             _say(row)
     groups.close()
     dist.destroy_process_group()
@@ -133,12 +135,12 @@ class _Stage(nn.Module):
         return (x.sum(),) if self.spec.is_last else (x,)
 
 
-def _idle(groups: Groups, rounds: int, seconds: float) -> list[str]:
+def _idle(names: list[str], groups: Groups, rounds: int, seconds: float) -> list[str]:
     ranks, rank = dist.get_world_size(), dist.get_rank()
     head = f"\n{ranks} ranks, {MICROBATCHES} microbatches\n{'schedule':26}{'idle':>8}{'simulated':>12}"
     rows = [head]
-    for name, schedule in SCHEDULES.items():
-        virtual = schedule.least
+    for name in names:
+        virtual = SCHEDULES[name].least
         stages = places(name, ranks, virtual)
         specs = [_spec(index, stages) for index, place in enumerate(stages) if place == rank]
         modules = [_Stage(spec, seconds / virtual) for spec in specs]
@@ -180,7 +182,7 @@ def _share(pipeline: Pipeline, groups: Groups) -> float:
     return float(usage([Event(*event) for each in found for event in each]).idle_of_makespan)
 
 
-def _steps(rounds: int, toy: bool) -> list[str]:
+def _steps(names: list[str], rounds: int, toy: bool) -> list[str]:
     ranks = dist.get_world_size()
     model, batch, layers = _model(toy)
     reference = torch_step(model, batch, MICROBATCHES)
@@ -188,11 +190,11 @@ def _steps(rounds: int, toy: bool) -> list[str]:
     rows = [
         f"\n{ranks} ranks, {MICROBATCHES} microbatches\n{'schedule':26}{'cut':10}ratio to torch's 1F1B (quartiles)"
     ]
-    for name, schedule in SCHEDULES.items():
+    for name in names:
         for cut in ("same", "chosen") if name == "1f1b" else ("chosen",):
             plan = fxpar.Plan(
                 pp=ranks,
-                vpp=schedule.least,
+                vpp=SCHEDULES[name].least,
                 schedule=name,
                 microbatches=MICROBATCHES,
                 cut={"at": even} if cut == "same" else None,
