@@ -162,7 +162,8 @@ def _sharded(program: Program, plan: Plan, rulebook: Rulebook, clock: Clock) -> 
 
     Fewer where samples belong together, as pairs do in a batch of halves; one where all samples are mixed.
     """
-    fitting, notes = resolved(program, plan), list[str]()
+    fitting = resolved(program, plan)
+    notes = [f"output `{name}` is a {kind}: None stands for it" for name, kind in program.omitted.items()]
     while True:
         try:
             sharded = _sharded_in_time(program, fitting, rulebook, clock)
@@ -177,7 +178,7 @@ def _sharded(program: Program, plan: Plan, rulebook: Rulebook, clock: Clock) -> 
             if plan.microbatches is not None:
                 raise
             fitting = replace(plan, microbatches=1)
-            notes = [f"one microbatch, so stages wait for each other: {error.what}, {error.details[0]}"]
+            notes += [f"one microbatch, so stages wait for each other: {error.what}, {error.details[0]}"]
 
 
 def _is_of_time(error: PlanError) -> bool:

@@ -156,6 +156,7 @@ def _program(model: nn.Module, traced: Traced, graph: fx.Graph, ties: Mapping[st
         training=model.training,
         leaves=traced.leaf_calls.leaves,
         positional=positional(model),
+        omitted=traced.omitted,
     )
 
 

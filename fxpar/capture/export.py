@@ -26,6 +26,8 @@ from fxpar.errors import CaptureError
 #: The name of the model inside the module that is exported.
 ROOT = "root"
 _LITERALS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
+#: What an output may be.
+_KNOWN = (*_LITERALS, torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Traced:
     out_spec: pytree.TreeSpec
     calls: Calls
     leaf_calls: LeafCalls
+    omitted: dict[str, str]
+    """Outputs of which nothing is known, by name, with their class; None stands for them."""
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -76,7 +80,10 @@ def trace(
         clock.measure("export"),
     ):
         exported = torch.export.export(shell, tuple(flat), strict=False, dynamic_shapes=shapes)
-    return Traced(exported, names, shell.outputs, shell.out_spec, calls, leaf_calls)
+    found = zip(leaf_names(shell.out_spec), shell.outputs)
+    omitted = {name or "0": type(leaf).__name__ for name, leaf in found if not isinstance(leaf, _KNOWN)}
+    outputs = [leaf if isinstance(leaf, _KNOWN) else None for leaf in shell.outputs]
+    return Traced(exported, names, outputs, shell.out_spec, calls, leaf_calls, omitted)
 
 
 def _leaves(model: nn.Module, given: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -89,6 +89,8 @@ class Program:
     """The opaque modules, which nodes with this target call."""
     positional: tuple[str, ...] = ()
     """The names of the arguments of `forward` by position, as of `fxpar.capture.arguments.positional`."""
+    omitted: Mapping[str, str] = field(default_factory=dict)
+    """Outputs that are objects of which nothing is known, by name, with their class; None stands for them."""
     dynamic: tuple[DynamicAxis, ...] = ()
     """The axes whose sizes may differ from call to call."""
     conditions: tuple[Condition, ...] = ()
