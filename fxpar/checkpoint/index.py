@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from fxpar.checkpoint import jsonfile
 from fxpar.errors import CheckpointError
+from fxpar.mesh import Mesh
 
 #: The index, and that of a partition which was written without weights.
 NAME, LAYOUT = "fxpar.index.json", "fxpar.layout.json"
@@ -93,6 +94,23 @@ class Index:
     def names(self, file: str) -> list[str]:
         """The tensors that a file holds."""
         return [name for name, tensor in self.tensors.items() if file in tensor.files]
+
+    def file_of(self, rank: int, name: str) -> str:
+        """The file from which a rank reads a tensor: its own, or that of the first along `pp` that holds it too.
+
+        Raises KeyError for a tensor that neither has.
+        """
+        mesh, files = Mesh(self.mesh), self.tensors[name].files
+        spot = mesh.coordinate(rank)
+        firsts = (mesh.rank(spot | {"pp": place}) for place in range(mesh.sizes.get("pp", 1)))
+        found = next((file for each in (rank, *firsts) if (file := self.ranks[each]) in files), None)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def parts_of(self, rank: int, name: str) -> tuple[Part, ...]:
+        """What a rank holds of a tensor. Raises KeyError as `file_of`."""
+        return self.tensors[name].files[self.file_of(rank, name)]
 
     def summed(self, crc32: Mapping[str, Mapping[str, int]]) -> Index:
         """The index with the checksums of tensors, by file and name."""

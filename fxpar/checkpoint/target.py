@@ -184,7 +184,7 @@ def _placed(
     tensor: _Tensor, mesh: Mesh, spots: Sequence[Mapping[str, int]], holders: Sequence[int]
 ) -> Indexed:
     family = OPTIMIZER if tensor.indexed.of else MODEL
-    held = {file_name(family, spot): tensor.parts(spot) for spot in spots if spot["pp"] in holders}
+    held = {file_name(family, spot): tensor.parts(spot) for spot in spots if spot["pp"] == holders[0]}
     files = apart(tensor.indexed.shape, held)
     words = {split.mesh_dim: f"Shard({split.dim}, {split.axis})" for split in reversed(tensor.splits)}
     several = [dim for dim, size in mesh.sizes.items() if size > 1 and dim != "pp"]

@@ -69,7 +69,9 @@ def write(
         files |= _write_example(new, example or {})
         files |= _write_texts(new, {indexes.NAME if weights is not None else indexes.LAYOUT: model.to_json()})
         manifest = replace(
-            partition.manifest, ranks=_ranks(model, buffers, files), files=dict(sorted(files.items()))
+            partition.manifest,
+            ranks=_ranks(partition, (model, buffers), files),
+            files=dict(sorted(files.items())),
         )
         _write_texts(new, {MANIFEST: manifest.to_json()})
     return manifest
@@ -152,11 +154,19 @@ def _value(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     return tensors[name]
 
 
-def _ranks(model: Index, buffers: Index, written: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
-    """The files of each rank that were written."""
-    return tuple(
-        tuple(file for file in files if file in written) for files in zip(model.ranks, buffers.ranks)
-    )
+def _ranks(
+    product: Product, families: Sequence[Index], written: Mapping[str, str]
+) -> tuple[tuple[str, ...], ...]:
+    """The files that each rank reads its tensors from: its own, and those of others that it shares some with."""
+    mesh, names = product.manifest.grid, held(product)
+    found = []
+    for rank in range(mesh.world):
+        read = [each.ranks[rank] for each in families]
+        for each in families:
+            own = (name for name in names[mesh.coordinate(rank).get("pp", 0)] if name in each.tensors)
+            read += [each.file_of(rank, name) for name in own]
+        found.append(tuple(file for file in dict.fromkeys(read) if file in written))
+    return tuple(found)
 
 
 def run_script(manifest: Manifest) -> str:

@@ -21,13 +21,17 @@ from fxpar.shard.sharded import Laid
 
 
 def index(product: Product, names: Sequence[Sequence[str]], family: str) -> Index:
-    """The index of files whose names begin with `family`; `names` are the tensors that each `pp` rank has."""
+    """The index of files whose names begin with `family`; `names` are the tensors that each `pp` rank has.
+
+    A tensor that several of them have is in the files of the first.
+    """
     manifest, laid, used = product.manifest, product.sharded.tensors, layers(product.sharded.graph)
     spots = [_spot(product, rank, names) for rank in range(manifest.grid.world)]
     ranks = tuple(file_name(family, spot) for spot in spots)
     tensors = {}
     for name in dict.fromkeys(name for rank in names for name in rank):
-        holders = {file: spot for file, spot in zip(ranks, spots) if name in names[spot["pp"]]}
+        first = next(place for place, held in enumerate(names) if name in held)
+        holders = {file: spot for file, spot in zip(ranks, spots) if spot["pp"] == first}
         files = apart(laid[name].shape, {file: _parts(laid[name], spot) for file, spot in holders.items()})
         tensors[name] = _indexed(product, laid[name], files, used.get(name, (0,)))
     ties = {name: target for name, target in manifest.ties.items() if target in tensors}

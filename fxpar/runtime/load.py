@@ -38,7 +38,7 @@ def load(
 ) -> Rank:
     """Load the rank that `groups` belong to; without them, that of this process under torchrun.
 
-    A partition for one rank needs no process group. Only the rank's own files are read, and nothing is unpickled.
+    A partition for one rank needs no process group. Only the rank's own part is read, and nothing is unpickled.
     `device` defaults to this process's accelerator, or the CPU. In a folder without weights every parameter is drawn
     from the plan's seed and its name, with the same global values in every layout.
 
@@ -167,13 +167,13 @@ class _Drawn:
     """Parameters drawn from a seed and their names."""
 
     def __init__(self, layout: Index, manifest: Manifest, rank: int) -> None:
-        self.tensors, self._file, self._seed = layout.tensors, layout.ranks[rank], manifest.seed
+        self._layout, self._rank, self._seed = layout, rank, manifest.seed
         self._dtypes = {name: getattr(torch, spec.dtype) for name, spec in manifest.tensors.items()}
 
     def read(self, name: str) -> torch.Tensor:
         """The rank's part; the whole parameter is drawn for it."""
-        whole = draw(name, self.tensors[name].shape, self._seed)
-        parts = self.tensors[name].files[self._file]
+        whole = draw(name, self._layout.tensors[name].shape, self._seed)
+        parts = self._layout.parts_of(self._rank, name)
         return read_parts(TensorWeights({name: whole}), name, parts, self._dtypes[name])
 
 

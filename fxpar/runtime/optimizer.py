@@ -205,13 +205,12 @@ def _check_files(
     saved: Kept, weights: CheckpointWeights, layout: Index, rank: Rank, wanted: set[str]
 ) -> None:
     """Raise CheckpointError for files that will be read and are missing or damaged."""
-    file = layout.ranks[rank.groups.rank]
     parts: dict[str, Sequence[Part]] = {}
     for name in wanted:
         for key, slot in saved.slots.get(name, {}).items():
             zeros = (0,) * len(slot.shape or ())
             whole = (Part(zeros, slot.shape, zeros),) if slot.shape is not None else None
-            parts[f"{key}/{name}"] = whole or layout.tensors[name].files[file]
+            parts[f"{key}/{name}"] = whole or layout.parts_of(rank.groups.rank, name)
     weights.check(parts)
 
 
@@ -261,7 +260,7 @@ def _read(
 ) -> dict[str, Any]:
     """What is kept of a parameter, this rank's part of it."""
     held: dict[str, Any] = plain.decoded(saved.values.get(name, {}))
-    parts = layout.tensors[name].files[layout.ranks[rank.groups.rank]]
+    parts = layout.parts_of(rank.groups.rank, name)
     for key, slot in saved.slots.get(name, {}).items():
         if slot.shape is not None:
             held[key] = weights.read(f"{key}/{name}")

@@ -125,14 +125,13 @@ def reader(layout: Index, rank: int, manifest: Manifest, path: Path) -> Read:
         compare(shapes, weights, [*manifest.tensors, *manifest.ties], dtypes)
     except CheckpointError as error:
         raise CheckpointError(f"{path} does not fit the partition", details=error.details) from None
-    file = layout.ranks[rank]
     if isinstance(opened, CheckpointWeights):
-        mine = {name: t.files[file] for name, t in layout.tensors.items() if file in t.files}
-        opened.check({weights.key(name): parts for name, parts in mine.items()})
-    return partial(_part, layout, file, manifest.ties, weights)
+        stages = {stage.index for stage in manifest.stages_of(rank)}
+        mine = (name for name in layout.tensors if stages.intersection(manifest.tensors[name].stages))
+        opened.check({weights.key(name): layout.parts_of(rank, name) for name in mine})
+    return partial(_part, layout, rank, manifest.ties, weights)
 
 
-def _part(layout: Index, file: str, ties: Mapping[str, str], weights: Weights, name: str) -> Tensor:
+def _part(layout: Index, rank: int, ties: Mapping[str, str], weights: Weights, name: str) -> Tensor:
     name = ties.get(name, name)
-    tensor = layout.tensors[name]
-    return read_parts(weights, name, tensor.files[file], DTYPES[tensor.dtype])
+    return read_parts(weights, name, layout.parts_of(rank, name), DTYPES[layout.tensors[name].dtype])

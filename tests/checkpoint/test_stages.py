@@ -49,6 +49,7 @@ def test_no_other_cut_is_better(weights: list[int], parts: int) -> None:
 def test_ranks_of_tensors() -> None:
     assert stages(index(4, 4, 4, 4), 2) == {"w0": (0,), "w1": (0,), "w2": (1,), "w3": (1,)}
     assert stages(index(4, 4, 4, 4), 2, 2) == {"w0": (0,), "w1": (1,), "w2": (0,), "w3": (1,)}
+    assert stages(index(4, 4, 4, 4), 2, 2, "zb-v") == {"w0": (0,), "w1": (1,), "w2": (1,), "w3": (0,)}
     assert stages(index(4, 4, 4, shared=(0, 2)), 3)["shared"] == (0, 2)
 
 

@@ -69,7 +69,8 @@ def test_what_is_written(gpt: origin.Origin, partition: Partition, tmp_path: Pat
     assert listed(tmp_path / "out") == sorted(["config.json", "example.safetensors", *shards, *texts])
     assert set(manifest.files) == {*listed(tmp_path / "out")} - {"manifest.json"}
     assert Manifest.read(tmp_path / "out") == manifest
-    assert manifest.ranks == tuple((shard,) for shard in shards)
+    tied = [(), (), ("model-pp0-tp0.safetensors",), ("model-pp0-tp1.safetensors",)]
+    assert manifest.ranks == tuple((shard, *others) for shard, others in zip(shards, tied))
     assert Plan.from_yaml(tmp_path / "out" / "plan.yaml") == partition.plan
     assert "torchrun --nproc-per-node 4 run.py" in (tmp_path / "out" / "run.py").read_text()
     assert listed(tmp_path) == ["config.json", "out"]

@@ -54,7 +54,7 @@ def test_ranks_are_the_whole_model(gpt: origin.Origin, out: Path) -> None:
         rank = load(out, groups, "cpu")
         assert rank.step(gpt.example).item() == pytest.approx(loss, rel=1e-12)
         for name, parameter in rank.named_parameters():
-            parts = index.tensors[name].files[index.ranks[number]]
+            parts = index.parts_of(number, name)
             wanted = read_parts(gradients, name, parts, torch.float64)
             torch.testing.assert_close(parameter.grad, wanted, rtol=1e-10, atol=1e-12)
 
