@@ -27,6 +27,7 @@ def summary(product: Product, files: Mapping[str, int] | None = None) -> dict[st
         "model": manifest.source,
         "hash": manifest.hash,
         "mesh": dict(manifest.mesh),
+        "vpp": manifest.virtual,
         "schedule": manifest.schedule,
         "microbatches": manifest.microbatches,
         "split_fraction": product.sharded.fraction,
@@ -180,7 +181,8 @@ def text(data: Mapping[str, Any]) -> str:
     """What a summary says, for people."""
     mesh = " x ".join(f"{dim} {size}" for dim, size in data["mesh"].items() if size > 1) or "one rank"
     batches = f", {data['microbatches']} microbatches, {data['schedule']}" if data["microbatches"] > 1 else ""
-    blocks = [f"{data['model'] or 'model'}: {mesh}{batches}"]
+    stages = f", {data['vpp']} stages a rank" if data["vpp"] > 1 else ""
+    blocks = [f"{data['model'] or 'model'}: {mesh}{stages}{batches}"]
     if data["axes"]:
         blocks.append(_axes_text(data))
     if data["dynamic"]:
