@@ -52,7 +52,8 @@ def diff(first: Path, second: Path, progress: Progress = _quiet) -> Checked:
     """
     one, two = open_folder(first), open_folder(second)
     aliases = {**_aliases(two), **{name: name for name in two.index.tensors}}
-    pairs = {name: other for name in one.index.tensors if (other := _partner(one, name, aliases))}
+    partners = ((name, _partner(one, name, aliases)) for name in one.index.tensors)
+    pairs = {name: other for name, other in partners if other is not None}
     wrong = [f"`{name}` is only in {first}" for name in one.index.tensors if name not in pairs]
     found = set(pairs.values())
     wrong += [f"`{name}` is only in {second}" for name in two.index.tensors if name not in found]
@@ -72,10 +73,10 @@ def _aliases(stored: Stored) -> dict[str, str]:
     return {name: first for name, first in stored.index.ties.items() if first in stored.index.tensors}
 
 
-def _partner(one: Stored, name: str, names: dict[str, str]) -> str:
-    """The name of a tensor in another checkpoint, or nothing."""
+def _partner(one: Stored, name: str, names: dict[str, str]) -> str | None:
+    """The name of a tensor in another checkpoint, which may be empty; None if it is not there."""
     tied = [other for other, first in one.index.ties.items() if first == name]
-    return next((names[each] for each in (name, *tied) if each in names), "")
+    return next((names[each] for each in (name, *tied) if each in names), None)
 
 
 class _Alone:

@@ -67,6 +67,12 @@ def test_a_number_without_dims(tmp_path: Path) -> None:
         assert (found["a"].item(), found["b"].item()) == (3.5, True)
 
 
+def test_a_name_without_letters(tmp_path: Path) -> None:
+    save_file({"": torch.ones(2), "a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    reshard(tmp_path / "model.safetensors", tmp_path / "made", Request(hf=True).target(), hf=True)
+    assert diff(tmp_path / "model.safetensors", tmp_path / "made").wrong == []
+
+
 def packed(folder: Path, code: str, shape: tuple[int, ...]) -> Index:
     """A tensor of elements of less than a byte."""
     size = dtypes.size(code, shape)
