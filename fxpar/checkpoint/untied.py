@@ -1,4 +1,4 @@
-"""Weights in which a tied tensor may stand under any of its names."""
+"""Weights in which a tied tensor may stand under any of its names, or under several of them with the same values."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fxpar.checkpoint.weights import Box, Weights
+from fxpar.errors import CheckpointError
 
 
 class Untied:
@@ -15,9 +16,11 @@ class Untied:
     def __init__(self, weights: Weights, ties: Mapping[str, str]) -> None:
         self._weights = weights
         self._keys = {name: name for name in weights.names()}
+        present = set(self._keys)
+        self._copies: dict[str, list[str]] = {}
         for other, first in ties.items():
-            if other in self._keys:
-                self._keys.setdefault(first, other)
+            if other in present and self._keys.setdefault(first, other) != other:
+                self._copies.setdefault(first, []).append(other)
 
     def key(self, name: str) -> str:
         """The name by which the weights know a tensor."""
@@ -36,5 +39,24 @@ class Untied:
         return self._weights.dtype(self.key(name))
 
     def read(self, name: str, boxes: Sequence[Box] | None = None) -> torch.Tensor:
-        """The boxes as one new tensor."""
-        return self._weights.read(self.key(name), boxes)
+        """The boxes as one new tensor. Raises CheckpointError where another name of the tensor has other values."""
+        found = self._weights.read(self.key(name), boxes)
+        for copy in self._copies.get(name, ()):
+            if self._weights.shape(copy) != self.shape(name) or not _equal(
+                self._weights.read(copy, boxes), found
+            ):
+                raise CheckpointError(
+                    f"`{self.key(name)}` and `{copy}` are one tensor of the model, and differ in the weights"
+                )
+        return found
+
+
+def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors of a shape have the same dtype and the same bytes: NaN is itself there."""
+    same = first.data_ptr() == second.data_ptr()
+    return first.dtype == second.dtype and (
+        same
+        or torch.equal(
+            first.contiguous().flatten().view(torch.uint8), second.contiguous().flatten().view(torch.uint8)
+        )
+    )
