@@ -7,12 +7,11 @@ Names are those of the model's own parameters, which `from_pretrained` reads. No
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from fxpar.checkpoint import dtypes
 from fxpar.checkpoint.index import SINGLE, Index, Indexed, Part
-from fxpar.errors import CheckpointError
+from fxpar.checkpoint.stored import refuse
 
 #: Bytes of a file at most, as transformers writes them.
 MOST = 50_000_000_000
@@ -52,24 +51,35 @@ def _whole(tensor: Indexed, file: str) -> Indexed:
 def like(index: Index, layout: Index, origin: str) -> Index:
     """An index of tensors of which nothing but names and shapes is known, with what another one says of their dims.
 
-    Tensors that only the first has (under another name of a tied one) are known by their ties. Raises CheckpointError
-    that lists every name and shape that does not fit; `origin` is what the other index is called.
+    A tied tensor is known under any of its names, or under several. State of an optimizer has the dims of its
+    parameter; that of the other index does not matter. Raises CheckpointError that lists every name and shape that does
+    not fit; `origin` is what the other index is called.
     """
-    names = {name: name for name in layout.tensors} | dict(layout.ties)
-    found = {names[name]: name for name in index.tensors if name in names}
-    wrong = [f"`{name}` is not in {origin}" for name in index.tensors if name not in names]
-    wrong += [f"`{name}` of {origin} is missing" for name in layout.tensors if name not in found]
-    wrong += [
-        f"`{mine}` is {list(index.tensors[mine].shape)}, in {origin} {list(layout.tensors[name].shape)}"
-        for name, mine in found.items()
-        if name in layout.tensors and index.tensors[mine].shape != layout.tensors[name].shape
-    ]
-    if wrong:
-        raise CheckpointError(f"the checkpoint does not fit {origin}", details=wrong)
-    tensors: Mapping[str, Indexed] = {
-        mine: replace(index.tensors[mine], dims=layout.tensors[name].dims, at=layout.tensors[name].at)
-        for name, mine in found.items()
+    known = {name: tensor for name, tensor in layout.tensors.items() if not tensor.of}
+    names = {name: name for name in known} | {
+        name: first for name, first in layout.ties.items() if first in known
     }
+    mine = [name for name, tensor in index.tensors.items() if not tensor.of]
+    found = {names[name] for name in mine if name in names}
+    wrong = [f"`{name}` is not in {origin}" for name in mine if name not in names]
+    wrong += [f"`{name}` of {origin} is missing" for name in known if name not in found]
+    wrong += [
+        f"`{name}` is {list(index.tensors[name].shape)}, in {origin} {list(known[names[name]].shape)}"
+        for name in mine
+        if name in names and index.tensors[name].shape != known[names[name]].shape
+    ]
+    refuse(f"the checkpoint does not fit {origin}", wrong)
+    tensors = {
+        name: _alike(tensor, known[names[tensor.of or name]])
+        for name, tensor in index.tensors.items()
+        if (tensor.of or name) in names
+    }
+    ties = {name: first for name, first in layout.ties.items() if name not in index.tensors}
     return replace(
-        index, tensors=tensors, ties=layout.ties, rows=layout.rows, extends=layout.extends, hash=layout.hash
+        index, tensors=tensors, ties=ties, rows=layout.rows, extends=layout.extends, hash=layout.hash
     )
+
+
+def _alike(tensor: Indexed, known: Indexed) -> Indexed:
+    """A tensor with the layers of another one, and with its dims if it has its shape."""
+    return replace(tensor, dims=known.dims if tensor.shape == known.shape else tensor.dims, at=known.at)

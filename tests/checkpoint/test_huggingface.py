@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,23 @@ def test_what_another_index_knows() -> None:
         "  `w2` of out is missing",
         "  `w0` is [4], in out [6]",
     ]
+
+
+def test_state_of_an_optimizer_is_like_its_parameter() -> None:
+    """And that of the other index does not matter: the layout of a run is a layout, too."""
+    bare = {name: replace(each, dims=tuple(map(str, each.shape))) for name, each in INDEX.tensors.items()}
+    found = like(replace(INDEX, tensors=bare, ties={}, rows={}), INDEX, "out")
+    assert (found.tensors, found.rows) == (INDEX.tensors, INDEX.rows)
+    model = {name: each for name, each in INDEX.tensors.items() if not each.of}
+    assert like(INDEX, replace(INDEX, tensors=model), "out").tensors == INDEX.tensors
+    assert like(replace(INDEX, tensors=model), INDEX, "out").tensors == model
+
+
+def test_a_tied_tensor_under_both_names() -> None:
+    both = {"w0": INDEX.tensors["w0"], "tied": INDEX.tensors["w0"]}
+    layout = replace(INDEX, tensors={"w0": INDEX.tensors["w0"]})
+    found = like(replace(INDEX, tensors=both, ties={}), layout, "out")
+    assert (found.tensors, found.ties) == (both, {})
 
 
 def test_a_file_is_not_needed_twice(tmp_path: Path) -> None:
