@@ -25,12 +25,15 @@ from transformers.core_model_loading import (
 
 from fxpar.capture.capture import tied_names
 from fxpar.checkpoint.sharded import open_weights
-from fxpar.checkpoint.weights import Box, Weights, assemble, checked, compare
+from fxpar.checkpoint.weights import Box, Weights, assemble, checked, compare, read_same
 from fxpar.errors import CheckpointError
 
 
 class FolderWeights:
-    """The weights of a folder under the names that a model has for them, without ties."""
+    """The weights of a folder under the names that a model has for them, without ties.
+
+    Of a tied tensor that the folder has under several names all have to be the same.
+    """
 
     def __init__(self, folder: Path, model: nn.Module) -> None:
         """Raises CheckpointError that lists all names that are missing, unexpected, or of another size."""
@@ -38,6 +41,7 @@ class FolderWeights:
         self._ties = tied_names(model)
         state = model.state_dict(keep_vars=True)
         self._keys: dict[str, str] = {}
+        self._copies: dict[str, dict[str, str]] = {}
         self._made: dict[str, _Recipe] = {}
         self._resolve(model, state)
         wanted = {name: tuple(tensor.shape) for name, tensor in state.items() if name not in self._ties}
@@ -63,7 +67,9 @@ class FolderWeights:
     def read(self, name: str, boxes: Sequence[Box] | None = None) -> torch.Tensor:
         """The boxes as one tensor. A tensor that is stored in pieces is put together whole first."""
         if name not in self._made:
-            return self._files.read(self._key(name), boxes)
+            first = self._ties.get(name, name)
+            copies = [key for key in self._copies.get(first, {}).values() if key != self._key(name)]
+            return read_same(self._files, [self._key(name), *copies], boxes)
         tensor = self._made[name].make()[name]
         wanted = checked(name, tuple(tensor.shape), boxes)
         return assemble(wanted, [tensor[box.slices] for box in wanted]).clone()
@@ -85,7 +91,9 @@ class FolderWeights:
             if name not in state and key in state:
                 name, pattern = rename_source_key(key, [], [], prefix, state)
             if pattern is None:
-                self._keys.setdefault(self._ties.get(name, name), key)
+                first = self._ties.get(name, name)
+                self._keys.setdefault(first, key)
+                self._copies.setdefault(first, {}).setdefault(name, key)
                 continue
             converter = next(entry for entry in converters if pattern in entry.source_patterns)
             recipe = recipes.setdefault(name, _Recipe(self._files, model, name, converter))

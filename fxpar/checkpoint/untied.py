@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fxpar.checkpoint.weights import Box, Weights
-from fxpar.errors import CheckpointError
+from fxpar.checkpoint.weights import Box, Weights, read_same
 
 
 class Untied:
@@ -40,23 +39,4 @@ class Untied:
 
     def read(self, name: str, boxes: Sequence[Box] | None = None) -> torch.Tensor:
         """The boxes as one new tensor. Raises CheckpointError where another name of the tensor has other values."""
-        found = self._weights.read(self.key(name), boxes)
-        for copy in self._copies.get(name, ()):
-            if self._weights.shape(copy) != self.shape(name) or not _equal(
-                self._weights.read(copy, boxes), found
-            ):
-                raise CheckpointError(
-                    f"`{self.key(name)}` and `{copy}` are one tensor of the model, and differ in the weights"
-                )
-        return found
-
-
-def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors of a shape have the same dtype and the same bytes: NaN is itself there."""
-    same = first.data_ptr() == second.data_ptr()
-    return first.dtype == second.dtype and (
-        same
-        or torch.equal(
-            first.contiguous().flatten().view(torch.uint8), second.contiguous().flatten().view(torch.uint8)
-        )
-    )
+        return read_same(self._weights, [self.key(name), *self._copies.get(name, ())], boxes)

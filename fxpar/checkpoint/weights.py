@@ -197,6 +197,26 @@ def checked(name: str, shape: tuple[int, ...], boxes: Sequence[Box] | None) -> l
     return wanted
 
 
+def read_same(weights: Weights, names: Sequence[str], boxes: Sequence[Box] | None = None) -> torch.Tensor:
+    """The boxes of a tensor that stands under several names. Raises CheckpointError where those differ."""
+    found = weights.read(names[0], boxes)
+    for other in names[1:]:
+        same = weights.shape(other) == weights.shape(names[0])
+        if not same or not _equal(weights.read(other, boxes), found):
+            raise CheckpointError(
+                f"`{names[0]}` and `{other}` are one tensor of the model, and differ in the weights"
+            )
+    return found
+
+
+def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors of one shape have the same dtype and bytes: what is not a number is equal to itself."""
+    if first.dtype != second.dtype:
+        return False
+    one, two = (each.contiguous().flatten().view(torch.uint8) for each in (first, second))
+    return first.data_ptr() == second.data_ptr() or torch.equal(one, two)
+
+
 def compare(
     wanted: Mapping[str, Sequence[int]],
     weights: Weights,

@@ -177,6 +177,24 @@ def test_bad_weights_are_all_listed(tmp_path: Path) -> None:
     ]
 
 
+def test_a_tied_tensor_under_both_names(tmp_path: Path) -> None:
+    """The same values are one tensor; with other ones `from_pretrained` does not tie them."""
+    state = saved(tmp_path, "Llama", "ForCausalLM", {"tie_word_embeddings": True}).state_dict()
+    for path in tmp_path.glob("*.safetensors*"):
+        path.unlink()
+    for more in (0, 1):
+        copies = {name: tensor.clone() for name, tensor in state.items()}
+        copies["lm_head.weight"] += more
+        save_file(copies, tmp_path / "model.safetensors", {"format": "pt"})
+        source = find(str(tmp_path))
+        weights = source.weights(source.build())
+        assert weights is not None
+        if not more:
+            assert torch.equal(weights.read("model.embed_tokens.weight"), state["lm_head.weight"])
+    with pytest.raises(CheckpointError, match="are one tensor of the model, and differ in the weights"):
+        weights.read("model.embed_tokens.weight")
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
