@@ -26,6 +26,8 @@ WEIGHTS = (
 )
 #: What describes weights and ranks of the one layout.
 INDEXES = {"fxpar.index.json", "fxpar.layout.json", "manifest.json"}
+#: What goes with the state of an optimizer, and means nothing without it.
+STATE = "training.json"
 #: Emitted modules and their plan: `manifest.json` tells that a folder has them.
 EMITTED = (".py", ".yaml")
 

@@ -129,7 +129,13 @@ class Conversion:
 
 
 def convert(source: Stored, target: Callable[[Index], Index], hf: bool) -> Conversion:
-    """The conversion of a source to the layout that `target` gives for its index. Raises CheckpointError."""
+    """The conversion of a source to the layout that `target` gives for its index. Raises CheckpointError.
+
+    Hugging Face's layout has no place for the state of training, neither tensors nor the rest of it.
+    """
+    if hf and source.ours:
+        kept = tuple(name for name in source.companions if name != companions.STATE)
+        source = replace(source, companions=kept)
     return Conversion.of(source, target(source.index), hf)
 
 

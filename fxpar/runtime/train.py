@@ -12,6 +12,7 @@ from typing import Any
 import click
 import torch
 
+from fxpar.checkpoint.index import NAME
 from fxpar.emit.staging import check_target
 from fxpar.errors import CheckpointError, RankError
 from fxpar.runtime import tracing
@@ -180,7 +181,7 @@ def _state(options: dict[str, Any]) -> Training | None:
     if options["evaluate"] and options["target"]:
         raise RankError("--evaluate trains nothing to --save")
     folder = Path(options["checkpoint"]) if options["checkpoint"] else None
-    if folder is None or options["evaluate"] or not (folder / STATE).is_file():
+    if folder is None or options["evaluate"] or not all((folder / name).is_file() for name in (NAME, STATE)):
         return None
     state = Training.read(folder)
     if state.scheduler is not None:

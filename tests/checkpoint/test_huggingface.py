@@ -123,6 +123,17 @@ def test_torch_reads_parts_that_are_one_box(tmp_path: Path) -> None:
         assert torch.equal(state[name], tensor), name
 
 
+def test_state_of_training_stays_behind(tmp_path: Path) -> None:
+    """Also what is no tensor: it would be of an optimizer that is not there."""
+    fxpar.partition(Plain(), fxpar.Plan(tp=2), {"x": torch.randn(2, 4, 8)}, tmp_path / "two")
+    for name in ("training.json", "config.json"):
+        (tmp_path / "two" / name).write_text("{}")
+    reshard(tmp_path / "two", tmp_path / "four", Request({"tp": 4}).target())
+    assert (tmp_path / "four" / "training.json").is_file()
+    reshard(tmp_path / "four", tmp_path / "hf", Request(hf=True).target(), hf=True)
+    assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == ["config.json", "model.safetensors"]
+
+
 WHOLE = {"a": (Part((0,), (6,), (0,)),)}
 INDEX = Index(
     "m",
