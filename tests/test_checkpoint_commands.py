@@ -146,6 +146,7 @@ def test_checkpoints_of_different_tensors(call: Call) -> None:
     [
         ([], "no layout is asked for\n  --tp 4 --pp 1, --plan FILE, --like DIR or --to hf\n"),
         (["--tp", "0"], "sizes are at least 1: tp = 0\n"),
+        (["--vpp", "0"], "sizes are at least 1: vpp = 0\n"),
         (
             ["--to", "hf", "--tp", "2"],
             "Hugging Face's layout has no mesh\n  leave out --to hf, or the mesh\n",
@@ -216,6 +217,10 @@ def test_numpy_alone_is_enough(folder: Path) -> None:
     done = run_tool("two", "four", "--tp", "4")
     assert done.returncode == 2
     assert "four exists already" in done.stderr
+    done = run_tool("two", "other", "--plan", "two/plan.yaml")
+    assert done.returncode == 2
+    said = "a plan cannot be read: yaml is not there\n  install pyyaml, or give the sizes: --tp 4 --pp 1\n"
+    assert done.stderr == said
     assert run(["diff", "two", "four"]) == 0
 
 

@@ -34,7 +34,7 @@ class Request:
 
     def check(self) -> None:
         """Raise CheckpointError if nothing is asked for, or two things that exclude each other."""
-        meshes = bool(self.sizes or self.virtual or self.plan)
+        meshes = bool(self.sizes or self.virtual is not None or self.plan)
         if self.hf and (meshes or self.like):
             raise CheckpointError(
                 "Hugging Face's layout has no mesh", details=["leave out --to hf, or the mesh"]
@@ -44,7 +44,7 @@ class Request:
                 "no layout is asked for", details=["--tp 4 --pp 1, --plan FILE, --like DIR or --to hf"]
             )
         wrong = [f"{dim} = {size}" for dim, size in self.sizes.items() if size < 1]
-        wrong += [f"vpp = {self.virtual}"] if (self.virtual or 1) < 1 else []
+        wrong += [f"vpp = {self.virtual}"] if self.virtual is not None and self.virtual < 1 else []
         if wrong:
             raise CheckpointError(f"sizes are at least 1: {', '.join(wrong)}")
 
@@ -76,8 +76,13 @@ class Request:
         """The sizes of mesh dims, the stages of each rank, the schedule, and rows of the table that a plan has."""
         if self.plan is None:
             return dict(self.sizes), self.virtual or 1, "1f1b", {}
-        from fxpar.plan import Plan
-
+        try:
+            from fxpar.plan import Plan
+        except ImportError as error:
+            raise CheckpointError(
+                f"a plan cannot be read: {error}",
+                details=["install pyyaml, or give the sizes: --tp 4 --pp 1"],
+            ) from error
         plan = Plan.from_yaml(self.plan)
         sizes = {dim: getattr(plan, dim) for dim in SIZES} | dict(self.sizes)
         rows = {
