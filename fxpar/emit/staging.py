@@ -16,8 +16,11 @@ from fxpar.errors import EmitError
 OURS = {"manifest.json": {"mesh", "stages", "tensors"}, "fxpar.index.json": {"mesh", "ranks"}}
 
 
-def check_target(folder: Path, force: bool = False) -> None:
-    """Raise EmitError if a folder cannot be written: it exists and may not be replaced, or has no place to stand."""
+def check_target(folder: Path, force: bool | None = False) -> None:
+    """Raise EmitError if a folder cannot be written: it exists and may not be replaced, or has no place to stand.
+
+    `force` is None where whoever asks has no choice: what is there is never replaced.
+    """
     place = _nearest(folder)
     if not place.is_dir():
         raise EmitError(f"{folder} cannot be written: {place.name} is no folder")
@@ -26,7 +29,8 @@ def check_target(folder: Path, force: bool = False) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if not force:
-        raise EmitError(f"{folder} exists already", details=["--force replaces it"])
+        way = "name another folder" if force is None else "--force replaces it"
+        raise EmitError(f"{folder} exists already", details=[way])
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.is_symlink() or not (empty or any(_has(folder / name, keys) for name, keys in OURS.items())):
         raise EmitError(f"{folder} was not written by fxpar, and is not replaced")
@@ -42,7 +46,7 @@ def _has(file: Path, keys: set[str]) -> bool:
 
 
 @contextmanager
-def staged(folder: Path, force: bool = False) -> Iterator[Path]:
+def staged(folder: Path, force: bool | None = False) -> Iterator[Path]:
     """Give an empty folder to write to; when the block ends without an error it becomes `folder`.
 
     With `force` it then replaces what is there. After an error nothing is left, and what was there stays as it was.

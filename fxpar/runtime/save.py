@@ -59,7 +59,7 @@ def save(
             mine = _collect(rank, optimizer, scheduler, step)
         with agreed(rank):
             first = rank.groups.rank == 0
-            own = str(stack.enter_context(staged(target))) if first else ""
+            own = str(stack.enter_context(staged(target, force=None))) if first else ""
         place = Path(exchange(rank, own)[0])
         with agreed(rank):
             crc32 = _write(rank, layout, mine, place)

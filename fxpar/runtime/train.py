@@ -120,7 +120,7 @@ def run(folder: Path, world: World, options: dict[str, Any]) -> None:
         start = (state.step or 0) if state else 0
         if world.rank == 0:
             for target in _targets(options, start).values():
-                check_target(target)
+                check_target(target, force=None)
             _check_file(options["traced"])
         given = batches(folder, manifest, options["files"])
         device = world.device(options["device"])

@@ -156,7 +156,7 @@ def test_schedulers_come_back(make: Callable[[Optimizer], Any], tmp_path: Path) 
 
 def test_what_is_there_is_not_saved_over(tmp_path: Path) -> None:
     (tmp_path / "saved").mkdir()
-    with pytest.raises(FxparError, match="saved exists already"):
+    with pytest.raises(FxparError, match="saved exists already\n  name another folder"):
         linear().save(tmp_path / "saved")
 
 

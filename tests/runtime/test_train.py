@@ -232,4 +232,4 @@ def test_wrong_use_is_said(
 def test_what_is_there_is_not_saved_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(folder / "one", ["--device", "cpu", "--save", str(folder / "four")])
-    assert "four exists already" in capsys.readouterr().err
+    assert "four exists already\n  name another folder\n" in capsys.readouterr().err
