@@ -154,7 +154,7 @@ def test_checkpoints_of_different_tensors(call: Call) -> None:
         (
             ["--tp", "3"],
             "the checkpoint cannot be split so\n"
-            "  `up.weight`: ffn = 16 does not divide over tp = 3: tp may be 1, 2, 4, 8 or 16\n",
+            "  `up.weight` and 2 more: ffn = 16 does not divide over tp = 3: tp may be 1, 2, 4, 8 or 16\n",
         ),
         (["--pp", "9"], "9 stages need as many layers, the checkpoint has 1\n"),
         (["--tp", "2", "--like", "."], ". has no fxpar.index.json and no fxpar.layout.json\n"),

@@ -19,6 +19,7 @@ from fxpar.checkpoint import notation
 from fxpar.checkpoint.apart import apart
 from fxpar.checkpoint.index import Index, Indexed, Part, file_name, shared
 from fxpar.checkpoint.stages import stages
+from fxpar.checkpoint.stored import refuse
 from fxpar.errors import CheckpointError
 from fxpar.mesh import MESH_DIMS, Mesh
 
@@ -80,9 +81,7 @@ class _Tensor:
         if (
             count := prod(_pieces(dim, {each.factor for each in self.splits}) for dim in self.read.dims)
         ) > BOXES:
-            self.problems.append(
-                f"`{self.name}` would be cut into {count} boxes in a file, at most {BOXES} can be"
-            )
+            self.problems.append(f"it would be cut into {count} boxes in a file, at most {BOXES} can be")
 
     def _over(
         self,
@@ -100,7 +99,7 @@ class _Tensor:
         elif axis not in extends or size % factor.size:
             fits = [n for n in range(1, min(factor.size, PROPOSED) + 1) if factor.size % n == 0]
             self.problems.append(
-                f"`{self.name}`: {axis} = {factor.size} does not divide over {mesh_dim} = {size}: "
+                f"{axis} = {factor.size} does not divide over {mesh_dim} = {size}: "
                 f"{mesh_dim} may be {_or(fits)}"
             )
         else:
@@ -108,7 +107,7 @@ class _Tensor:
             yield _Split(mesh_dim, axis, dim, factor, factor.size, rest)
             if other is not None and other[1].size % rest:
                 self.problems.append(
-                    f"`{self.name}`: {axis} = {factor.size} and {extends[axis]} = {other[1].size} do not divide over "
+                    f"{axis} = {factor.size} and {extends[axis]} = {other[1].size} do not divide over "
                     f"{mesh_dim} = {size}"
                 )
             elif other is not None:
@@ -162,8 +161,7 @@ def target(index: Index, sizes: Mapping[str, int], virtual: int = 1, schedule: s
     tensors = [_read(name, each) for name, each in index.tensors.items()]
     for tensor in tensors:
         tensor.split(index, mesh)
-    if problems := [problem for tensor in tensors for problem in tensor.problems]:
-        raise CheckpointError("the checkpoint cannot be split so", details=problems)
+    refuse("the checkpoint cannot be split so", _problems(tensors))
     over = [
         {split.mesh_dim for tensor in tensors if pp in holders[tensor.name] for split in tensor.splits}
         for pp in range(mesh.sizes["pp"])
@@ -172,6 +170,18 @@ def target(index: Index, sizes: Mapping[str, int], virtual: int = 1, schedule: s
     placed = {tensor.name: _placed(tensor, mesh, spots, holders[tensor.name]) for tensor in tensors}
     ranks = tuple(file_name(MODEL, spot) for spot in spots)
     return replace(index, mesh=dict(mesh.sizes), ranks=ranks, tensors=placed)
+
+
+def _problems(tensors: Sequence[_Tensor]) -> list[str]:
+    """What does not divide, each once, with the first tensor of it and how many others there are."""
+    found: dict[str, list[str]] = {}
+    for tensor in tensors:
+        for problem in tensor.problems:
+            found.setdefault(problem, []).append(tensor.name)
+    more = {
+        problem: f" and {len(names) - 1} more" if len(names) > 1 else "" for problem, names in found.items()
+    }
+    return [f"`{names[0]}`{more[problem]}: {problem}" for problem, names in found.items()]
 
 
 def _spot(coordinate: Mapping[str, int], over: Sequence[set[str]]) -> dict[str, int]:

@@ -94,13 +94,11 @@ def test_stages_and_files() -> None:
 def test_what_does_not_divide() -> None:
     with pytest.raises(CheckpointError) as error:
         target(ONE, {"tp": 3})
-    lines = str(error.value).splitlines()
-    assert lines[0] == "the checkpoint cannot be split so"
-    assert "  `blocks.0.qkv.weight`: heads = 2 does not divide over tp = 3: tp may be 1 or 2" in lines
-    assert (
-        "  `blocks.0.up.weight`: ffn = 32 does not divide over tp = 3: tp may be 1, 2, 4, 8, 16 or 32"
-        in lines
-    )
+    assert str(error.value).splitlines() == [
+        "the checkpoint cannot be split so",
+        "  `blocks.0.qkv.weight` and 8 more: heads = 2 does not divide over tp = 3: tp may be 1 or 2",
+        "  `blocks.0.up.weight` and 8 more: ffn = 32 does not divide over tp = 3: tp may be 1, 2, 4, 8, 16 or 32",
+    ]
     with pytest.raises(CheckpointError, match="heads = 2 and groups = 4 do not divide over tp = 16"):
         target(ONE, {"tp": 16})
     with pytest.raises(CheckpointError, match="6 stages need as many layers, the checkpoint has 5"):
