@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,15 +51,18 @@ def _has(file: Path, keys: set[str]) -> bool:
 def staged(folder: Path, force: bool | None = False) -> Iterator[Path]:
     """Give an empty folder to write to; when the block ends without an error it becomes `folder`.
 
-    With `force` it then replaces what is there. After an error nothing is left, and what was there stays as it was.
+    With `force` it then replaces what is there. After an error nothing is left, and what was there stays as it was;
+    what a process leaves that is killed goes when the same folder is written again.
     Raises EmitError as `check_target`.
     """
     check_target(folder, force)
     folder = folder.absolute()
     new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     shutil.rmtree(new, ignore_errors=True)
+    _sweep(folder)
     made = _absent_parents(folder)
     new.mkdir(parents=True)
+    lock = _locked(new)
     try:
         yield new
         check_target(folder, force)
@@ -67,6 +72,32 @@ def staged(folder: Path, force: bool | None = False) -> Iterator[Path]:
         for parent in made:
             parent.rmdir()
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(new: Path) -> int | None:
+    """A lock on a folder, which ends with the process that has it; None if another one has it, or none can be had."""
+    try:
+        lock = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed had begun to write for the same folder."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.new")
+    for entry in sorted(folder.parent.iterdir()) if folder.parent.is_dir() else ():
+        if name.fullmatch(entry.name) and (lock := _locked(entry)) is not None:
+            shutil.rmtree(entry, ignore_errors=True)
+            os.close(lock)
 
 
 def _absent_parents(folder: Path) -> list[Path]:

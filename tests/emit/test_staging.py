@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +88,32 @@ def test_a_replacement_that_fails_brings_the_old_one_back(
     with pytest.raises(OSError, match="no more"), staged(tmp_path / "out", force=True) as new:
         fill(new, "new")
     assert filled(tmp_path / "out") == "old"
+    assert listed(tmp_path) == ["out", "out/manifest.json"]
+
+
+def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
+    """What another one still writes, and what has another name, stays."""
+    for name in (".out.77.new", ".out.78.new", ".out.old.77.new", ".other.77.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    writes = os.open(tmp_path / ".out.78.new", os.O_RDONLY)
+    fcntl.flock(writes, fcntl.LOCK_EX)
+    with staged(tmp_path / "out") as new:
+        (new / "manifest.json").write_text("{}")
+    os.close(writes)
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {".out.78.new", ".out.old.77.new", ".other.77.new", "out"}
+
+
+def test_a_killed_process(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from fxpar.emit.staging import staged\n"
+        "with staged(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "out"], check=False)
+    assert len(listed(tmp_path)) == 1
+    with staged(tmp_path / "out") as new:
+        fill(new, "new")
     assert listed(tmp_path) == ["out", "out/manifest.json"]
 
 
