@@ -46,6 +46,11 @@ def test_no_other_cut_is_better(weights: list[int], parts: int) -> None:
     assert largest(ends) == min(largest([*other, len(weights)]) for other in others)
 
 
+def test_thousands_of_layers() -> None:
+    """As many as anyone may claim: with a square of them it would take minutes."""
+    assert cut([1] * 20_000, 4) == [5_000, 10_000, 15_000, 20_000]
+
+
 def test_ranks_of_tensors() -> None:
     assert stages(index(4, 4, 4, 4), 2) == {"w0": (0,), "w1": (0,), "w2": (1,), "w3": (1,)}
     assert stages(index(4, 4, 4, 4), 2, 2) == {"w0": (0,), "w1": (1,), "w2": (0,), "w3": (1,)}
