@@ -94,7 +94,7 @@ class _Tensor:
         extends: Mapping[str, str],
     ) -> Iterator[_Split]:
         """One factor over a mesh dim; one that is too small takes a part of it, what extends its axis the rest."""
-        if factor.size % size == 0 or uneven:
+        if factor.size % size == 0 or (uneven and _leads(factor, self.read.dims[dim])):
             yield _Split(mesh_dim, axis, dim, factor, size)
         elif axis not in extends or size % factor.size:
             fits = [n for n in range(1, min(factor.size, PROPOSED) + 1) if factor.size % n == 0]
@@ -125,6 +125,11 @@ class _Tensor:
                 for place in product(*runs)
             )
         )
+
+
+def _leads(factor: Factor, dim: Dim) -> bool:
+    """Whether a part of a factor is one run of a dim: then the last one may be shorter, and leaves no holes."""
+    return factor in dim and size_of(dim[: dim.index(factor)]) == 1
 
 
 def _pieces(dim: Dim, split: set[Factor]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 import fxpar
-from fxpar.checkpoint.index import Index
+from fxpar.checkpoint.index import Index, Indexed, Part
 from fxpar.checkpoint.target import target
 from fxpar.emit.product import held
 from fxpar.emit.shards import index
@@ -77,6 +78,18 @@ def test_a_vocabulary_that_does_not_divide() -> None:
     for name in ("table.weight", "head.weight"):
         assert made.tensors[name].files == wanted.tensors[name].files
     assert [part.sizes for (part,) in made.tensors["table.weight"].files.values()] == [(26, 16), (25, 16)]
+
+
+@pytest.mark.parametrize("dim", ["cat[vocab=9, vocab=9]", "(2 vocab=9)", "cat[vocab=9, 9]"])
+def test_parts_that_would_have_holes(dim: str) -> None:
+    """A shorter part in the middle of what a rank has."""
+    part = {"a": (Part((0,), (18,), (0,)),)}
+    index = replace(ONE, tensors={"w": Indexed("F32", (18,), (dim,), {}, part)}, rows={"vocab": ("tp~",)})
+    with pytest.raises(
+        CheckpointError, match="`w`: vocab = 9 does not divide over tp = 2: tp may be 1, 3 or 9"
+    ):
+        target(index, {"tp": 2})
+    assert len(target(index, {"tp": 3}).tensors["w"].files) == 3
 
 
 def test_stages_and_files() -> None:
