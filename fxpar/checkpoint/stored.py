@@ -90,8 +90,9 @@ def _ours(root: Path) -> Stored:
     index = Index.read(root)
     wrong = proof.sound(index) + proof.dims(index)
     held = {file for tensor in index.tensors.values() for file in tensor.files}
-    headers, faults = _headers(root, sorted(held), lambda file, each: labelled(index, file, each))
     ranks = sorted(set(index.ranks) - held)
+    empty = {rank for rank in ranks if paths.plain(rank) and os.path.lexists(root / rank)}
+    headers, faults = _headers(root, sorted(held | empty), lambda file, each: labelled(index, file, each))
     faults += [f"{rank} is not a plain file name" for rank in ranks if not paths.plain(rank)]
     refuse(
         f"{root} is no whole checkpoint",

@@ -99,6 +99,12 @@ def cut_off(folder: Path) -> None:
     os.truncate(folder / "f1.safetensors", (folder / "f1.safetensors").stat().st_size - 1)
 
 
+def forgotten(folder: Path) -> None:
+    """The index has no tensors any more; its files have all of them."""
+    data = json.loads((folder / "fxpar.index.json").read_text())
+    (folder / "fxpar.index.json").write_text(json.dumps(data | {"tensors": {}}))
+
+
 def swapped(folder: Path) -> None:
     (folder / "f0.safetensors").rename(folder / "x")
     (folder / "f1.safetensors").rename(folder / "f0.safetensors")
@@ -128,6 +134,14 @@ def edited(**changes: str) -> Callable[[Path], None]:
     [
         (lambda folder: (folder / "f0.safetensors").unlink(), ["f0.safetensors is missing"]),
         (lambda folder: (folder / "f1.safetensors").unlink(), ["f1.safetensors is missing"]),
+        (
+            forgotten,
+            [
+                f"f{n}.safetensors: `{name}` is in the file, and not in the index"
+                for n in range(3)
+                for name in sorted(DATA)
+            ],
+        ),
         (cut_off, ["f1.safetensors: its tensors take 30 bytes, and only 29 are there: it was cut off"]),
         (linked_out, ["f1.safetensors is a link that leads out of the folder"]),
         (
