@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from fxpar.checkpoint.weights import Box, FileWeights, TensorWeights, Weights, assemble, compare
+from fxpar.checkpoint.shardfile import Entry, write
+from fxpar.checkpoint.weights import DTYPES, Box, FileWeights, TensorWeights, Weights, assemble, compare
 from fxpar.errors import CheckpointError
 
 TENSORS = {
@@ -50,6 +51,18 @@ def test_names_shapes_values(weights: Weights) -> None:
         assert weights.dtype(name) == tensor.dtype
         assert torch.equal(weights.read(name), tensor)
         assert weights.read(name).dtype == tensor.dtype
+
+
+@pytest.mark.parametrize("code", sorted(DTYPES))
+def test_every_dtype_is_what_safetensors_calls_it(code: str, tmp_path: Path) -> None:
+    dtype = DTYPES[code]
+    tensor = (torch.arange(12 * dtype.itemsize) % 2).to(torch.uint8).view(dtype).view(3, 4)
+    file = tmp_path / "model.safetensors"
+    write(file, [Entry("a", dtype, (3, 4))], {"a": tensor}.__getitem__, {})
+    assert torch.equal(load_file(file)["a"].view(torch.uint8), tensor.view(torch.uint8))
+    found = FileWeights.of(file).read("a", [Box((1, 1), (2, 2))])
+    assert found.dtype == dtype
+    assert torch.equal(found.view(torch.uint8), tensor[1:, 1:3].contiguous().view(torch.uint8))
 
 
 def test_boxes(weights: Weights) -> None:
