@@ -18,6 +18,8 @@ import torch
 from fxpar.errors import CheckpointError
 
 _MARK = "!"
+#: The most dims of a tensor in torch.
+_RANK = 64
 
 
 def encoded(value: Any, where: str, problems: list[str]) -> Any:
@@ -77,6 +79,8 @@ def decoded(data: Any) -> Any:
 
 def _tensor(data: Any) -> torch.Tensor:
     name, shape, number = data
+    if not isinstance(shape, list) or len(shape) > _RANK or any(size != 1 for size in shape):
+        raise ValueError(f"it has the shape {shape!r:.80}, and is one number")
     dtype = getattr(torch, name)
     value = (complex(number) if dtype.is_complex else float(number)) if isinstance(number, str) else number
     return torch.full(shape, value, dtype=dtype)

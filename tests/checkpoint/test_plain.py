@@ -87,6 +87,11 @@ def test_all_that_json_cannot_hold_is_named() -> None:
     ("data", "message"),
     [
         ({"!set": [1]}, "`!set` is no kind of value"),
+        (
+            {"!tensor": ["float32", [1000000000000], 1.0]},
+            r"it has the shape \[1000000000000\], and is one number",
+        ),
+        ({"!tensor": ["float32", [1] * 65, 1.0]}, "and is one number"),
         ({"!float": "one"}, "could not convert string to float"),
         ({"!tensor": ["float33", [], 1]}, "no value: module 'torch' has no attribute 'float33'"),
         ({"!tensor": ["float32"]}, "not enough values to unpack"),
