@@ -18,7 +18,7 @@ import torch
 from fxpar.checkpoint import header, paths, proof, span
 from fxpar.checkpoint.box import Box
 from fxpar.checkpoint.header import Header
-from fxpar.checkpoint.index import NAME, Index, Indexed, Part
+from fxpar.checkpoint.index import NAME, SHARDED, SINGLE, Index, Indexed, Part
 from fxpar.checkpoint.stored import labelled, refuse
 from fxpar.checkpoint.weights import DTYPES, FileWeights, Weights, assemble, checked
 from fxpar.errors import CheckpointError
@@ -30,6 +30,12 @@ def open_weights(path: Path) -> Weights:
         return CheckpointWeights(path)
     if not path.exists():
         raise CheckpointError(f"there is no {path}")
+    if path.is_dir() and not any((path / name).exists() for name in (SINGLE, SHARDED)):
+        inside = sorted(file.parent.name for file in path.glob(f"*/{NAME}"))
+        near = [f"did you mean {path / inside[-1]}?"] if inside else []
+        raise CheckpointError(
+            f"{path} is no checkpoint: it has no {NAME}, {SHARDED} or {SINGLE}", details=near
+        )
     return FileWeights.of(path)
 
 

@@ -124,6 +124,12 @@ def test_no_checkpoint(tmp_path: Path) -> None:
         CheckpointWeights(tmp_path)
 
 
+def test_a_folder_of_checkpoints(folder: Path) -> None:
+    """Whoever names the folder of a run is told the last one that it saved."""
+    with pytest.raises(CheckpointError, match=f"is no checkpoint: .*\n  did you mean {folder}\\?"):
+        open_weights(folder.parent)
+
+
 def test_a_file_that_leads_out(folder: Path, tmp_path: Path) -> None:
     text = (folder / "fxpar.index.json").read_text().replace("f0.safetensors", "../f0.safetensors")
     (tmp_path / "fxpar.index.json").write_text(text)

@@ -238,7 +238,9 @@ def test_swapped_files(partitions: Partitions, copied: Path) -> None:
 def test_no_index_is_no_checkpoint(partitions: Partitions, copied: Path) -> None:
     (copied / "fxpar.index.json").unlink()
     refused(
-        partitions, copied, f"there is no model.safetensors and no model.safetensors.index.json in {copied}"
+        partitions,
+        copied,
+        f"{copied} is no checkpoint: it has no fxpar.index.json, model.safetensors.index.json or model.safetensors",
     )
 
 
