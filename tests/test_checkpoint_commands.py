@@ -156,7 +156,11 @@ def test_checkpoints_of_different_tensors(call: Call) -> None:
             "the checkpoint cannot be split so\n"
             "  `up.weight` and 2 more: ffn = 16 does not divide over tp = 3: tp may be 1, 2, 4, 8 or 16\n",
         ),
-        (["--pp", "9"], "9 stages need as many layers, the checkpoint has 1\n"),
+        (["--pp", "9"], "9 stages need as many layers, the checkpoint has 1\n  pp may be 1\n"),
+        (
+            ["--vpp", "2"],
+            "vpp = 2 stages a rank need several ranks along pp\n  --pp 2, or leave vpp at 1\n",
+        ),
         (["--tp", "2", "--like", "."], ". has no fxpar.index.json and no fxpar.layout.json\n"),
     ],
 )
@@ -165,6 +169,13 @@ def test_what_cannot_be_asked_for(call: Call, arguments: list[str], message: str
     assert (status, out) == (2, "")
     assert err.startswith(message)
     assert not Path("other").exists()
+
+
+def test_a_number_of_stages_that_the_plan_does_not_run(call: Call) -> None:
+    Path("plan.yaml").write_text("pp: 2\nvpp: 2\nschedule: zb-v\n")
+    status, out, err = call("reshard", "two", "other", "--plan", "plan.yaml", "--vpp", "1")
+    assert (status, out) == (2, "")
+    assert err == ("schedule zb-v of the plan wants 2 stages a rank, and vpp is 1\n  vpp = 2 would do\n")
 
 
 def test_a_checkpoint_of_unknown_axes(call: Call) -> None:

@@ -11,6 +11,7 @@ from fxpar.checkpoint.index import LAYOUT, NAME, Index
 from fxpar.checkpoint.reshard import Report
 from fxpar.checkpoint.target import target
 from fxpar.errors import CheckpointError
+from fxpar.schedule import SCHEDULES
 
 SIZES = ("tp", "pp", "ep")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -60,6 +61,7 @@ class Request:
             if layout is not None:
                 index = like(index, layout, str(self.like))
             mesh = sizes if sizes or layout is None else {d: s for d, s in layout.mesh.items() if d in SIZES}
+            _check_stages(mesh.get("pp", 1), virtual, schedule)
             if not index.rows and any(mesh.get(dim, 1) > 1 for dim in SIZES):
                 raise CheckpointError(
                     "nothing is known of the axes and layers of its tensors: it was not written by fxpar",
@@ -68,14 +70,14 @@ class Request:
                     ],
                 )
             index = replace(index, rows={**index.rows, **rows}) if rows else index
-            return target(index, mesh, virtual, schedule)
+            return target(index, mesh, virtual, schedule or "1f1b")
 
         return made
 
-    def _mesh(self) -> tuple[dict[str, int], int, str, dict[str, tuple[str, ...]]]:
+    def _mesh(self) -> tuple[dict[str, int], int, str | None, dict[str, tuple[str, ...]]]:
         """The sizes of mesh dims, the stages of each rank, the schedule, and rows of the table that a plan has."""
         if self.plan is None:
-            return dict(self.sizes), self.virtual or 1, "1f1b", {}
+            return dict(self.sizes), self.virtual or 1, None, {}
         try:
             from fxpar.plan import Plan
         except ImportError as error:
@@ -89,7 +91,21 @@ class Request:
             axis: (over,) if isinstance(over, str) else tuple(over or ())
             for axis, over in (plan.splits or {}).items()
         }
-        return sizes, self.virtual or plan.vpp, plan.schedule or "1f1b", rows
+        return sizes, self.virtual or plan.vpp, plan.schedule, rows
+
+
+def _check_stages(ranks: int, virtual: int, schedule: str | None) -> None:
+    """Raise CheckpointError for a number of stages a rank that the pipeline, or its schedule, cannot have."""
+    if virtual > 1 and ranks == 1:
+        raise CheckpointError(
+            f"vpp = {virtual} stages a rank need several ranks along pp",
+            details=["--pp 2, or leave vpp at 1"],
+        )
+    if schedule is not None and ranks > 1 and (wanted := SCHEDULES[schedule].misfit(virtual)):
+        raise CheckpointError(
+            f"schedule {schedule} of the plan wants {wanted}, and vpp is {virtual}",
+            details=[f"vpp = {SCHEDULES[schedule].least} would do"],
+        )
 
 
 def _layout(folder: Path) -> Index:

@@ -31,8 +31,11 @@ def stages(
         for layer in tensor.at[1:]:
             weights.setdefault(layer, 0)
     layers, count = sorted(weights), ranks * virtual
-    if count > max(len(layers), 1):
-        raise CheckpointError(f"{count} stages need as many layers, the checkpoint has {len(layers)}")
+    if count > (most := max(len(layers), 1)):
+        raise CheckpointError(
+            f"{count} stages need as many layers, the checkpoint has {len(layers)}",
+            details=["pp may be 1" if most == 1 else f"pp times vpp may be at most {most}"],
+        )
     ends = cut([weights[layer] for layer in layers], count)
     stage = {layer: next(s for s, end in enumerate(ends) if n < end) for n, layer in enumerate(layers)}
     on = places(schedule, ranks, virtual)
