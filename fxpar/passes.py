@@ -202,6 +202,7 @@ def _sharded_in_time(program: Program, plan: Plan, rulebook: Rulebook, clock: Cl
     )
     if timed:
         _check_time(sharded)
+        _check_updates(sharded)
     return sharded
 
 
@@ -221,6 +222,20 @@ def _check_time(sharded: Sharded) -> None:
             f"microbatches split nothing that the loss depends on: {why}",
             details=[where, "use one microbatch"],
         )
+
+
+def _check_updates(sharded: Sharded) -> None:
+    """Raise MixingError for a buffer that is read and changed: a step would change it once for each microbatch."""
+    graph = sharded.program.graph
+    updates = {node.meta["update"]: node for node in graph.nodes if "update" in node.meta}
+    for node in graph.find_nodes(op="placeholder"):
+        update = updates.get(node.meta["name"])
+        if update is not None and any(user is not update for user in node.users):
+            where = f"{update.meta.get('module') or 'the model'} ({update.meta.get('source')})"
+            raise MixingError(
+                f"each microbatch would change the buffer `{node.meta['name']}`, which it reads",
+                details=[where, "use one microbatch"],
+            )
 
 
 def _batch_size(program: Program) -> int:

@@ -132,6 +132,31 @@ def test_a_loss_of_which_microbatches_have_no_part_is_counted_once() -> None:
     )
 
 
+class Counting(torch.nn.Module):
+    """Layers, and a buffer that counts the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(*(torch.nn.Linear(8, 8, dtype=torch.float64) for _ in range(2)))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.layers(x).square().mean()
+
+
+def test_a_buffer_is_changed_once_a_step() -> None:
+    batch = {"x": torch.randn(4, 8, dtype=torch.float64)}
+    report = fxpar.verify(Counting(), kwargs=batch, plan=Plan(pp=2), simulate=True)
+    assert report.ok, str(report)
+    with pytest.raises(MixingError) as error:
+        split(capture(Counting(), (), batch), Plan(pp=2, microbatches=2))
+    first, where, remedy = str(error.value).splitlines()
+    assert first == "each microbatch would change the buffer `calls`, which it reads"
+    assert where.startswith("  the model (test_passes.py:")
+    assert remedy == "  use one microbatch"
+
+
 class Preference(torch.nn.Module):
     """Samples in pairs: the first half of a batch was preferred to the second."""
 
