@@ -1,6 +1,7 @@
 """Bring ops into one form and drop those that compute nothing.
 
 to.dtype(x, its own dtype), alias, lift_fresh_copy, dropout(x, p, False), dropout(x, 0, True)  ->  x
+x + 0, of its own dtype, as sum([x, y]) begins with                       ->  x
 to.device(x, cpu, dtype), to.dtype_layout(x, dtype=...), type_as          ->  to.dtype(x, dtype)
 view(x, [-1, 64]), reshape(x, [-1, 64])                                  ->  reshape(x, [16, 64])
 broadcast_tensors([x, y])[0]                                             ->  x, or expand(x, [16, 64])
@@ -39,7 +40,10 @@ _UNPORTABLE = ("device", "pin_memory", "layout")
 
 
 def clean(graph: fx.Graph) -> None:
-    """Rewrite the graph in place as drawn above. Values and gradients stay bit for bit the same."""
+    """Rewrite the graph in place as drawn above.
+
+    Values and gradients stay bit for bit the same, but for the sign of a zero in x + 0.
+    """
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -81,10 +85,14 @@ def _is_identity(node: fx.Node) -> bool:
         return True
     if is_op(node, *_DROPOUTS):
         return node.args[2] is False or bool(node.args[1] == 0)
-    if is_op(node, *_CASTS):
+    if is_op(node, *_CASTS) or (is_op(node, aten.add) and _is_zero(node.args[1])):
         source = node.args[0]
         return isinstance(source, fx.Node) and source.meta["val"].dtype == node.meta["val"].dtype
     return False
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and value == 0
 
 
 def _is_cast(node: fx.Node) -> bool:

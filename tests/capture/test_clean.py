@@ -40,6 +40,8 @@ FORMS: list[tuple[Callable[[Tensor], Tensor], list[str]]] = [
     ),
     (lambda x: x.detach() + 1, ["aten.add.Tensor(x, 1)"]),
     (lambda x: nn.functional.dropout(x, 0.5, training=False) + 1, ["aten.add.Tensor(x, 1)"]),
+    (lambda x: sum([x, x * 2]), ["aten.mul.Tensor(x, 2)", "aten.add.Tensor(x, mul)"]),
+    (lambda x: x.long() + 0.0, ["aten.to.dtype(x, torch.int64)", "aten.add.Tensor(to, 0.0)"]),
     (lambda x: (x * 2, x + 1)[1], ["aten.add.Tensor(x, 1)"]),
     (
         lambda x: nn.functional.mse_loss(x, x + 1),
