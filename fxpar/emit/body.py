@@ -62,6 +62,8 @@ class Body:
         self.fixed = dict(fixed or {})
         self.calls = Calls(lambda node: self.scope[node])
         self.calls.sizes = self.sizes = LocalSizes(self.scope, names)
+        self.renames: list[Statement] = []
+        """What gives arguments other names, where theirs are taken."""
         self.statements: list[Statement] = []
         self.module: str | None = None
 
@@ -134,9 +136,11 @@ class Body:
         """
         sizes = [Statement(source, targets) for targets, source in self.sizes.assignments()]
         if not self.calls.uses_device:
-            return [*sizes, *self.statements]
+            return [*sizes, *self.renames, *self.statements]
         tensors = [value for value in values if isinstance(value.meta.get("val"), torch.Tensor)]
         source = f"{self.scope[tensors[0]]}.device" if tensors else "next(self.parameters()).device"
+        if self.renames:  # an argument may be called `device`
+            return [*sizes, *self.renames, Statement(source, DEVICE), *self.statements]
         return [Statement(source, DEVICE), *sizes, *self.statements]
 
 

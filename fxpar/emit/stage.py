@@ -43,7 +43,7 @@ def written(
     stage = _Stage(context, scope, names, fixed, gathered(items, fixed))
     # Sizes are read before anything else, where an argument still has the name that it is given by.
     stage.sizes = stage.calls.sizes = LocalSizes({**scope, **{node: node.name for node in renamed}}, names)
-    stage.statements += [Statement(node.name, name) for node, name in renamed.items()]
+    stage.renames = [Statement(node.name, name) for node, name in renamed.items()]
     for item in items:
         if isinstance(item, tuple):
             stage.call_layer(*item)

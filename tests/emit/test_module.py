@@ -173,6 +173,20 @@ def test_input_of_any_name_is_right() -> None:
     assert found.tolist() == [1111.0, 1111.0]
 
 
+def test_input_of_any_name_says_where_new_tensors_go() -> None:
+    class Sum(nn.Module):
+        def forward(self, i: torch.Tensor, device: torch.Tensor) -> torch.Tensor:
+            return (i * device).sum() + torch.linspace(0, 1, 3).sum()
+
+    inputs = {"i": torch.full((2,), 3.0), "device": torch.full((2,), 10.0)}
+    program = capture(Sum(), kwargs=inputs)
+    text = emit_module(program.graph, class_name="Sum", title="Sum.", modules={"": "Sum"})
+    assert "        device = i_2.device\n" in text
+    given = program.graph.find_nodes(op="placeholder")
+    (found,) = load_module(text)()(**{node.name: inputs[node.meta["name"]] for node in given})
+    assert found.item() == 61.5
+
+
 def test_unused_input_is_taken() -> None:
     made = Graph()
     x = made.placeholder("input", "x", 2)
