@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx
 
+from fxpar.capture.node import aten, is_op
 from fxpar.capture.program import Program, sizes_of
 from fxpar.clock import Clock
 from fxpar.collector import paused
@@ -230,12 +231,17 @@ def _check_updates(sharded: Sharded) -> None:
     updates = {node.meta["update"]: node for node in graph.nodes if "update" in node.meta}
     for node in graph.find_nodes(op="placeholder"):
         update = updates.get(node.meta["name"])
-        if update is not None and any(user is not update for user in node.users):
+        if update is not None and any(_reads(user, node) for user in node.users if user is not update):
             where = f"{update.meta.get('module') or 'the model'} ({update.meta.get('source')})"
             raise MixingError(
                 f"each microbatch would change the buffer `{node.meta['name']}`, which it reads",
                 details=[where, "use one microbatch"],
             )
+
+
+def _reads(user: fx.Node, buffer: fx.Node) -> bool:
+    """Whether an op needs the values of a buffer, and not just its shape, as what it is filled with does."""
+    return not is_op(user, aten.full_like, aten.zeros_like, aten.copy) or buffer in user.args[1:]
 
 
 def _batch_size(program: Program) -> int:

@@ -157,6 +157,20 @@ def test_a_buffer_is_changed_once_a_step() -> None:
     assert remedy == "  use one microbatch"
 
 
+class Flag(Counting):
+    """Layers, and a buffer that says whether they were called."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.fill_(1)
+        return self.layers(x).square().mean()
+
+
+def test_a_buffer_that_is_only_written_goes_with_microbatches() -> None:
+    batch = {"x": torch.randn(4, 8, dtype=torch.float64)}
+    report = fxpar.verify(Flag(), kwargs=batch, plan=Plan(pp=2, microbatches=2), simulate=True)
+    assert report.ok, str(report)
+
+
 class Preference(torch.nn.Module):
     """Samples in pairs: the first half of a batch was preferred to the second."""
 
