@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fxpar.api import infer_axes, load, parallelize, partition, verify
+    from fxpar.errors import FxparError
     from fxpar.plan import Plan
 
-__all__ = ["Plan", "infer_axes", "load", "parallelize", "partition", "verify"]
+__all__ = ["FxparError", "Plan", "infer_axes", "load", "parallelize", "partition", "verify"]
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,10 @@ def __getattr__(name: str) -> Any:
         from fxpar import plan
 
         return plan.Plan
+    if name == "FxparError":
+        from fxpar import errors
+
+        return errors.FxparError
     if name in __all__:
         from fxpar import api
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
+import fxpar
 from fxpar.api import infer_axes
 
 MODEL = """\
+import pytest
 import torch
 from torch import nn
 
@@ -34,3 +37,8 @@ def test_rules_of_ones_own_come_first(tmp_path: Path) -> None:
     found = infer_axes(f"{tmp_path}/model.py:build", rules=[tmp_path])
     assert found.dims("0.weight") == ("middle", "6")
     assert found.rows[0].rule == f"{tmp_path.name}/axes.yaml:1"
+
+
+def test_errors_are_one_class() -> None:
+    with pytest.raises(fxpar.FxparError, match="wants an integer of at least 1"):
+        fxpar.Plan(tp=0)

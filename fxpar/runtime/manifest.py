@@ -201,19 +201,19 @@ class Manifest:
         return json.dumps(data, indent=1, sort_keys=False) + "\n"
 
     @staticmethod
-    def from_json(text: str) -> Manifest:
-        """Read what `to_json` wrote. Raises EmitError for anything else."""
+    def from_json(text: str, origin: str = "manifest.json") -> Manifest:
+        """Read what `to_json` wrote. Raises EmitError, naming `origin`, for anything else."""
         try:
             data = json.loads(text)
             version = data["format"]
             if version != FORMAT:
                 raise EmitError(
-                    f"the manifest has format {version}, this fxpar reads {FORMAT}",
+                    f"{origin} has format {version}, this fxpar reads {FORMAT}",
                     details=["partition the model again, or use the fxpar that wrote it"],
                 )
             return _manifest(data)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise EmitError("manifest.json is damaged", details=[str(error)]) from error
+            raise EmitError(f"{origin} is damaged", details=[str(error)]) from error
 
     @staticmethod
     def read(folder: Path) -> Manifest:
@@ -221,7 +221,7 @@ class Manifest:
         path = folder / "manifest.json"
         if not path.is_file():
             raise EmitError(f"{folder} was not written by `fxpar partition`: it has no manifest.json")
-        return Manifest.from_json(path.read_text(encoding="utf-8"))
+        return Manifest.from_json(path.read_text(encoding="utf-8"), str(path))
 
 
 def _manifest(data: dict[str, Any]) -> Manifest:
