@@ -28,7 +28,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from fxpar.errors import FxparError, RankError
 from fxpar.runtime.ring import FAILED as FAILURE
 from fxpar.runtime.ring import Ring
-from fxpar.runtime.watch import PATIENCE, Board, Watch
+from fxpar.runtime.watch import PATIENCE, TELLING, Board, Watch
 
 FAILED, USED_WRONGLY = 1, 2
 #: How gloo, NCCL and the store say that a peer is gone.
@@ -177,8 +177,9 @@ class World:
         if self.size > 1 and _is(error, LOST):
             time.sleep(PATIENCE)  # those who know why say so
         sys.stdout.flush()
-        if self._first(error):
-            print(self._told(raised, error, name), file=sys.stderr, flush=True)
+        with TELLING:
+            if self._first(error):
+                print(self._told(raised, error, name), file=sys.stderr, flush=True)
         if self.size == 1:
             sys.exit(status)
         for watch in self._watches:

@@ -25,6 +25,8 @@ SILENCE = 3 * PULSE
 STATUS = 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _KEY = "silent/{}"
+#: Held while a thread of this process finds out whether it is the first to tell of a failure, and tells.
+TELLING = threading.Lock()
 
 
 class Board:
@@ -131,12 +133,14 @@ class Watch:
         self._end()
 
     def _say(self, text: str, alone: bool) -> None:
-        if self._board.first(alone):
-            sys.stdout.flush()
-            print(text, file=sys.stderr, flush=True)
+        with TELLING:
+            if self._board.first(alone):
+                sys.stdout.flush()
+                print(text, file=sys.stderr, flush=True)
 
     def _end(self) -> None:
         self._ring.say(FAILED)
         if not self._told_to_end:
             select.select([self._signals], [], [], PATIENCE)
+        TELLING.acquire(timeout=PATIENCE)  # the main thread may be telling
         os._exit(128 + self._told_to_end if self._told_to_end else STATUS)

@@ -109,7 +109,7 @@ class Timed:
         if laid and isinstance(state, Shard):
             cuts = cuts_of(laid.held, state.dim, laid.sizes)
             spread = layout(laid.dims[state.dim], state.factor, cuts)
-            return cutting.joined(pieces, state.dim, spread)
+            return cutting.joined(pieces, state.dim, [spread] * len(pieces))
         return sum(pieces) if self.is_sum(index) else pieces[0]
 
     def is_sum(self, index: int) -> bool:
