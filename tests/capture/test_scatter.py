@@ -17,7 +17,7 @@ class Net(nn.Module):
         self.body = body
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        base = x + 0
+        base = x + 1
         self.body(base, y)
         return base
 
@@ -56,7 +56,7 @@ def alternating(base: Tensor, y: Tensor) -> None:
 CASES = [
     (
         alternating,
-        ["add = x, 0", "slice_1 = y, 1, 0, 2", "slice_scatter = add, slice_1, 1, 1, 9223372036854775807, 2"],
+        ["add = x, 1", "slice_1 = y, 1, 0, 2", "slice_scatter = add, slice_1, 1, 1, 9223372036854775807, 2"],
     ),
     (all_of_it, []),
     (halves, ["slice_1 = y, 1, 1, 4", "slice_2 = y, 1, 0, 1", "cat = [slice_1, slice_2], 1"]),
@@ -72,7 +72,7 @@ CASES = [
     (
         middle,
         [
-            "add = x, 0",
+            "add = x, 1",
             "slice_1 = y, 1, 0, 2",
             "slice_2 = add, 1, 0, 1",
             "slice_3 = add, 1, 3, 4",

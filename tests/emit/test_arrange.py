@@ -86,7 +86,7 @@ def runs(found: Program) -> list[str]:
     ("order", "expected"),
     [
         (chain, ["pairs.0@0", "pairs.1@0", "pairs.2@0"]),
-        (parallel, ["pairs.0@0", "", "pairs.1@0", "", "pairs.2@0", ""]),
+        (parallel, ["pairs.0@0", "pairs.1@0", "", "pairs.2@0", ""]),
         (crossed, [""]),
         (twice, ["pairs.1@0", "pairs.0@0", "pairs.1@1"]),
     ],
