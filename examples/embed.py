@@ -49,14 +49,13 @@ def pooled(states: Tensor, mask: Tensor) -> Tensor:
 
 def main(folder: Path, result: Path) -> None:
     """Run this process's rank, and write the embeddings from one rank of the last stage."""
-    dist.init_process_group("gloo")
-    batch = tokens(folder)
-    rank = fxpar.load(folder, device="cpu")
-    _, outputs = rank.evaluate(batch)
-    if outputs is not None and dist.get_rank() == dist.get_world_size() - 1:
-        embeddings = pooled(outputs["last_hidden_state"], batch["attention_mask"])
-        save_file({"embeddings": embeddings.contiguous()}, result)
-    dist.destroy_process_group()
+    with fxpar.together(device="cpu") as device:
+        batch = tokens(folder)
+        rank = fxpar.load(folder, device=device)
+        _, outputs = rank.evaluate(batch)
+        if outputs is not None and dist.get_rank() == dist.get_world_size() - 1:
+            embeddings = pooled(outputs["last_hidden_state"], batch["attention_mask"])
+            save_file({"embeddings": embeddings.contiguous()}, result)
 
 
 if __name__ == "__main__":

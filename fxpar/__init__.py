@@ -4,7 +4,10 @@ import fxpar
 
 plan = fxpar.Plan(tp=2, pp=2)
 report = fxpar.verify(model, kwargs=inputs, plan=plan, simulate=True)
-module = fxpar.parallelize(model, plan, kwargs=inputs)  # under torchrun
+
+with fxpar.together():  # under torchrun
+    module = fxpar.parallelize(model, plan, kwargs=inputs)
+    loss = module.step(inputs)
 """
 
 from __future__ import annotations
@@ -12,11 +15,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxpar.api import infer_axes, load, parallelize, partition, verify
+    from fxpar.api import infer_axes, load, parallelize, partition, together, verify
     from fxpar.errors import FxparError
     from fxpar.plan import Plan
 
-__all__ = ["FxparError", "Plan", "infer_axes", "load", "parallelize", "partition", "verify"]
+__all__ = ["FxparError", "Plan", "infer_axes", "load", "parallelize", "partition", "together", "verify"]
 
 __version__ = "0.1.0"
 

@@ -23,6 +23,7 @@ from fxpar.passes import Partition, split
 from fxpar.plan import Plan
 from fxpar.rulebook import Rulebook
 from fxpar.runtime.load import load as load
+from fxpar.runtime.together import together as together
 from fxpar.verification.run import verify as verify
 
 

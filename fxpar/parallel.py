@@ -41,9 +41,9 @@ def parallelize(
     `module.clip_gradients_`. Names in `state_dict` are those of the model. `weights` are read where the model lies on
     the meta device. The model is left as it is, and is not needed afterwards.
 
-        torch.distributed.init_process_group()
-        module = fxpar.parallelize(model, fxpar.Plan(tp=2), kwargs=batch)
-        module(**batch).loss.backward()
+        with fxpar.together():  # or a process group of your own
+            module = fxpar.parallelize(model, fxpar.Plan(tp=2), kwargs=batch)
+            module(**batch).loss.backward()
 
     `device` defaults to this process's accelerator, or the CPU. Raises RankError where the process group is missing or
     of another size than the plan's mesh; what `capture` and `split` raise; CheckpointError for tensors without values.
@@ -77,7 +77,7 @@ def check_world(plan: Plan) -> None:
             f"the plan has {world} ranks ({mesh}), and there is no process group",
             details=[
                 f"start the script with torchrun --nproc-per-node {world} SCRIPT.py",
-                "and call torch.distributed.init_process_group() before fxpar.parallelize",
+                "and call fxpar.parallelize inside of `with fxpar.together():`",
             ],
         )
     running = dist.get_world_size() if dist.is_initialized() else 1

@@ -48,6 +48,27 @@ def test_the_model_is_left_as_it_is_and_not_kept() -> None:
     module(**batch)
 
 
+@pytest.mark.parametrize("plan", [fxpar.Plan(), fxpar.Plan(microbatches=2, seed=3)])
+def test_a_copy_has_tensors_of_its_own(plan: fxpar.Plan) -> None:
+    model, batch = make()
+    module = fxpar.parallelize(model, plan, kwargs=batch, device="cpu")
+    average = torch.optim.swa_utils.AveragedModel(module)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    loss = module.step(batch)
+    optimizer.step()
+    copied = average.module
+    assert all(torch.equal(before[name], tensor) for name, tensor in copied.state_dict().items())
+    assert list(copied.state_dict()) == list(before)
+    assert torch.equal(copied.step(batch), loss)
+    assert all(
+        torch.equal(one.grad, other.grad)
+        for one, other in zip(copied.parameters(), module.parameters(), strict=True)
+    )
+    average.update_parameters(module)
+    assert torch.equal(average.state_dict()["module.up.weight"], module.up.weight)
+
+
 def test_weights_from_elsewhere() -> None:
     model, batch = make()
     weights = TensorWeights({k: v for k, v in model.state_dict().items() if k != "tokens.weight"})
@@ -89,7 +110,7 @@ def test_several_ranks_need_processes() -> None:
     assert str(error.value) == (
         "the plan has 4 ranks (pp 2, tp 2), and there is no process group\n"
         "  start the script with torchrun --nproc-per-node 4 SCRIPT.py\n"
-        "  and call torch.distributed.init_process_group() before fxpar.parallelize"
+        "  and call fxpar.parallelize inside of `with fxpar.together():`"
     )
 
 

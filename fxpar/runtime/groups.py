@@ -163,6 +163,10 @@ class Groups:
         self._groups.clear()
         self._lazy = False
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Groups:
+        """Itself: a copied module meets the same ranks."""
+        return self
+
     def __getitem__(self, kind: str) -> str:
         return self.group(kind).name
 

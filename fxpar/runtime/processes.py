@@ -99,7 +99,7 @@ def _check_world(mesh: Mesh) -> None:
     if not dist.is_initialized():
         raise RankError(
             "there is no process group yet",
-            details=["start the ranks with torchrun and call torch.distributed.init_process_group() first"],
+            details=["start the ranks with torchrun, and begin with `with fxpar.together():`"],
         )
     if dist.get_world_size() != mesh.world:
         raise RankError(f"the mesh has {mesh.world} ranks, but {dist.get_world_size()} processes run")

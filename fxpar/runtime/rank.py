@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,15 @@ class Rank(nn.Module):
         """Gives the index of a checkpoint with the ranks' parts as they are here."""
         self.companions: Sequence[Path] = ()
         """Files that belong into a checkpoint beside the weights."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rank:
+        """A rank with tensors of its own, as an average of weights wants it; it shares the groups of ranks."""
+        stages, prepare, randomness = copy.deepcopy((self.stages, self.prepare, self.randomness), memo)
+        made = Rank(stages, self.manifest, self.groups, prepare=prepare, out_spec=self.out_spec)
+        made.randomness, made.training = randomness, self.training
+        made.layout, made.companions = self.layout, self.companions
+        memo[id(self)] = made
+        return made
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original model's outputs for a whole batch, gathered from all ranks; for a single stage only."""

@@ -145,7 +145,7 @@ class World:
                 raise RankError(
                     f"{came} of {self.size} ranks have started, and no other came within {self.start:g} s; "
                     f"{_listed([name(rank) for rank in missing])} missing",
-                    details=["--start-timeout SECONDS waits longer"],
+                    details=["--start-timeout SECONDS (start_timeout of fxpar.together) waits longer"],
                 )
             time.sleep(_PAUSE)
             before, came = came, self.store.add("came", 0)
@@ -159,10 +159,14 @@ class World:
         if dist.is_initialized():
             on_cpu = dist.get_backend() == "gloo"
             dist.barrier(device_ids=None if on_cpu else [torch.accelerator.current_device_index()])
-        while self._watches:
-            self._watches.pop().close()
+        self.leave()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def leave(self) -> None:
+        """Say that this process ends well."""
+        while self._watches:
+            self._watches.pop().close()
 
     @contextmanager
     def together(self, name: str) -> Iterator[None]:
@@ -171,6 +175,10 @@ class World:
             yield
         except (Exception, KeyboardInterrupt) as error:
             self._fail(error, _cause(error), name)
+        except SystemExit as error:
+            if error.code and self._watches:
+                self._fail(error, error, name)
+            raise
 
     def _fail(self, raised: BaseException, error: BaseException, name: str) -> NoReturn:
         status = USED_WRONGLY if isinstance(error, FxparError) else FAILED
@@ -206,6 +214,8 @@ class World:
             return f"{name}: another rank has ended without a word (killed, or out of memory?): {line}"
         if isinstance(error, KeyboardInterrupt):
             return f"{name}: interrupted"
+        if isinstance(error, SystemExit):
+            return f"{name}: exited with {error.code!r}"
         text = f"{''.join(traceback.format_exception(raised))}{name}: {type(error).__name__}: {line}"
         silent = self.board.all_silent(self.size) if self._watches and _is(error, LATE) else []
         return (
@@ -213,6 +223,38 @@ class World:
             if silent
             else text
         )
+
+
+@contextmanager
+def together(
+    *, device: str | None = None, timeout: float = 120.0, start_timeout: float = START
+) -> Iterator[torch.device]:
+    """Make the process group of a script that torchrun started, and let its ranks fail together.
+
+    Gives the device of this process: of the named type, else the accelerator if there is one, else the CPU. If the
+    block raises on any rank, or a rank is killed or leaves, all processes end within seconds, and the first error is
+    printed once. At the end of the block ranks wait for each other and the process group is destroyed. A collective
+    may take `timeout` seconds; ranks may start at different times: `start_timeout` seconds are waited for the next.
+
+    Without torchrun there is nothing to watch: there is no process group, and errors go their way. Raises RankError
+    where a process group exists already.
+    """
+    world = World.of_environment(timeout, start_timeout)
+    if dist.is_initialized():
+        raise RankError("there is a process group already", details=["`fxpar.together` makes it"])
+    if world.size == 1:
+        yield world.device(device)
+        return
+    with world.together(f"rank {world.rank}"):
+        place = world.device(device)
+        world.connect(place)
+        try:
+            yield place
+        except SystemExit as error:
+            if not error.code:
+                world.leave()
+            raise
+        world.close()
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -92,7 +92,7 @@ def test_a_rank_that_does_not_come(folder: Path, fault: str) -> None:
         "rank 0 (stage 0): 1 of 2 ranks have started, and no other came within 3 s; "
         "rank 1 (stage 1) is missing"
     ]
-    assert "--start-timeout SECONDS waits longer" in done.stderr
+    assert "--start-timeout SECONDS (start_timeout of fxpar.together) waits longer" in done.stderr
 
 
 @pytest.mark.parametrize(
