@@ -126,8 +126,10 @@ def _choose(
     operands: list[tuple[fx.Node, Dims] | None],
     outputs: tuple[tuple[int, ...], ...],
 ) -> Equation | None:
-    """The first of the rule's equations that has the call's ranks, and roles for the sizes it gives."""
+    """The first of the rule's equations that has the call's arguments and ranks, and roles for the sizes it gives."""
     for equation in rule.equations:
+        if equation.when is not None and not _is(arguments(node).get(equation.when[0]), equation.when[1]):
+            continue
         try:
             _fit(equation, operands)
             if len(outputs) != len(equation.outputs):
@@ -139,6 +141,11 @@ def _choose(
         except ValueError:
             continue
     return None
+
+
+def _is(value: object, wanted: bool | int) -> bool:
+    """Whether an argument has a value; 1 is not true."""
+    return type(value) is type(wanted) and value == wanted
 
 
 def _fit(equation: Equation, operands: list[tuple[fx.Node, Dims] | None]) -> list[tuple[Slot, ...]]:

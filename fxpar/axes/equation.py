@@ -6,7 +6,8 @@
 Operands stand in the order of the op's tensor arguments. A letter or word is a role; `...` stands for any number of
 broadcast dimensions, aligned at the right; `(h g)` is one dimension that is a product; `1` is a dimension of size 1;
 `?` after an operand says that it may be absent; `_` is a dimension that the op needs whole, or that it makes. A role
-on a dimension of size 1 where other operands are larger is broadcast there.
+on a dimension of size 1 where other operands are larger is broadcast there. `... when training=false` is an equation
+of calls with that argument only: true, false or an integer.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ Slot: TypeAlias = tuple[str, ...]
 ELLIPSIS: Slot = ("...",)
 ANY: Slot = ("_",)
 
+_CONDITION = re.compile(r"\s+when\s+(.*)$", re.S)
+_WHEN = re.compile(r"(\w+)=(true|false|-?\d+)\s*")
+_WORDS = {"true": True, "false": False}
 _TOKEN = re.compile(r"\s*(\.\.\.|[A-Za-z_]\w*|1|\(|\)|\?)")
 
 
@@ -56,6 +60,8 @@ class Equation:
 
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
+    when: tuple[str, bool | int] | None = None
+    """The argument, and its value, of the calls that it is an equation of."""
 
     @property
     def roles(self) -> frozenset[str]:
@@ -65,22 +71,35 @@ class Equation:
 
     def __str__(self) -> str:
         left, right = (", ".join(map(str, side)) for side in (self.inputs, self.outputs))
-        return f"{left} -> {right}"
+        name, value = self.when or ("", 0)
+        word = str(value).lower() if isinstance(value, bool) else value
+        return f"{left} -> {right}" + (f" when {name}={word}" if self.when else "")
 
 
 @cache
 def parse(text: str) -> Equation:
     """Read an equation. Raises ValueError that quotes the part which cannot be read."""
-    sides = text.split("->")
+    condition = _CONDITION.search(text)
+    sides = text[: condition.start() if condition else None].split("->")
     if len(sides) != 2:
         raise ValueError(f"`{text}` must have exactly one `->`")
     inputs, outputs = (tuple(_operand(part) for part in side.split(",")) for side in sides)
-    equation = Equation(inputs, outputs)
+    equation = Equation(inputs, outputs, _when(condition[1]) if condition else None)
     known = {role for operand in inputs for slot in operand.slots for role in slot}
     made = {role for operand in outputs for slot in operand.slots for role in slot} - known - {"_"}
     if made:
         raise ValueError(f"`{text}`: output role `{min(made)}` stands in no operand")
     return equation
+
+
+def _when(text: str) -> tuple[str, bool | int]:
+    match = _WHEN.fullmatch(text)
+    if match is None:
+        raise ValueError(
+            f"cannot read `when {text.strip()}`: write `when training=false` or `when reduction=1`"
+        )
+    name, value = match.groups()
+    return name, _WORDS[value] if value in _WORDS else int(value)
 
 
 def _operand(text: str) -> Operand:

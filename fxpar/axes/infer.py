@@ -140,6 +140,8 @@ def _by_equation(
     if links is not None:
         links.terms, links.products = frozenset(terms), frozenset(factors)
         links.linear = rule.linear and len(links.operands) == 1
+        given_as = arguments(node) if rule.terms else {}
+        links.numbers = tuple(name for name in rule.terms if isinstance(given_as.get(name), int | float))
     return links
 
 

@@ -49,6 +49,8 @@ class Links:
     """The output of Partial operands is Partial."""
     terms: frozenset[int] = frozenset()
     """Operands that are added to a result that is summed over split roles: a bias."""
+    numbers: tuple[str, ...] = ()
+    """Arguments that are added likewise and are numbers: the 1 of `1 - x`."""
     neutral: bool = True
     """Zeros along a role that is summed over add nothing."""
     products: frozenset[int] = frozenset()

@@ -93,17 +93,22 @@ class Local:
 Change: TypeAlias = dict[str, Any]
 
 
-def localize(node: fx.Node, found: Inference, local_dim: LocalDim, length: Length) -> Call:
+def localize(
+    node: fx.Node, found: Inference, local_dim: LocalDim, length: Length, *, shares: int = 1
+) -> Call:
     """The call that a rank makes for a node: target, args and kwargs, tensors still as nodes of the graph.
 
     `local_dim` is asked for the outputs of `node` only, `length` for resolved dims of its operands and for parts
-    of them, in the placement in which the node consumes them. Nothing else changes: a call none of whose literals
-    depend on a split comes back as it is.
+    of them, in the placement in which the node consumes them. Where the call gives one of several equal `shares` of a
+    sum, so do the numbers that it adds. Nothing else changes: a call none of whose literals depend on a split comes
+    back as it is.
     """
     if not isinstance(node.target, torch._ops.OpOverload):
         return node.target, node.args, dict(node.kwargs)  # type: ignore[return-value]
     local = Local(node, found, local_dim, length, arguments(node))
     change = _of_roles(local)
+    if shares > 1:
+        change |= {name: local.arguments[name] / shares for name in found.links[node].numbers}
     rewrite = REWRITES.get(str(node.target.overloadpacket))
     if rewrite is not None:
         change |= rewrite(local)

@@ -1,7 +1,7 @@
 """Rules of ops, read from `rules/ops/*.yaml`.
 
 - op: aten.linear.default          # or a list of ops
-  equation: "... i, o i, o? -> ... o"
+  equation: "... i, o i, o? -> ... o"   # or a list, tried in order; `when training=false` behind one is a condition
   # or  shape: reshape             the handler in `axes/shapes.py` that knows such ops
   sum: [i]                         # roles whose split leaves the output Partial
   whole: [v]                       # roles that cannot be split

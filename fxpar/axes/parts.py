@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxpar.axes.cut import positions, put, take
-from fxpar.axes.factor import Dim, Factor, resolve
+from fxpar.axes.factor import Dim, Factor, resolve, size_of
 from fxpar.axes.infer import Inference
 from fxpar.axes.links import FREE, SUM, Links
 from fxpar.axes.local import localize
@@ -96,6 +96,14 @@ class Parts:
         both[index] = first[index] + other[index]
         pairs = zip(self.run(both), self.run(first), self.run(other))
         return max((_distance(a + b, whole) for whole, a, b in pairs), default=0.0)
+
+    @torch.no_grad()
+    def error_of_shares(self) -> float:
+        """How far the op of halves, its numbers among them, is from half of the op."""
+        shape = self.call.meta["val"].shape
+        call = _runner(*localize(self.call, self.found, lambda *at: shape[at[2]], size_of, shares=2))
+        halves = [tensor / 2 for tensor in self.tensors]
+        return max(_distance(2 * half, whole) for half, whole in zip(call(halves), self.run(self.tensors)))
 
     @torch.no_grad()
     def undetermined(self) -> bool:

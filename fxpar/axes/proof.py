@@ -80,7 +80,8 @@ def _check_arguments(rule: OpRule) -> None:
     """Raise RuleError for an argument that the op does not have."""
     op = overload(rule.op)
     known = [argument.name for argument in op._schema.arguments] if op else []
-    for name in (*rule.terms, *rule.factors, *rule.sizes) if op else ():
+    asked = [each.when[0] for each in rule.equations if each.when is not None]
+    for name in (*rule.terms, *rule.factors, *rule.sizes, *asked) if op else ():
         if name not in known:
             details = yamlfile.suggest(name, known)
             raise RuleError(f"`{rule.op}` has no argument `{name}`", place=rule.place, details=details)
@@ -103,6 +104,8 @@ def _prove_sample(rule: OpRule, entry: yamlfile.Node, sample: Sample) -> tuple[l
         worst = max(worst, error)
     if links.linear or len(links.terms) == len(links.operands) > 1:
         worst = max(worst, _guarded(rule, entry, "on summands", case.error_of_sum))
+    if links.numbers:
+        worst = max(worst, _guarded(rule, entry, "on shares of a sum", case.error_of_shares))
     for index in sorted(links.products):
         worst = max(worst, _guarded(rule, entry, "on summands", partial(case.error_of_product, index)))
     return proved, worst, any(role.meaning in (FREE, SUM) for role in links.roles.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fxpar.axes.apply import piece
 from fxpar.axes.call import Call, kept_dims, opaque, whole
 from fxpar.axes.factor import Dim, size_of
-from fxpar.axes.links import FREE, SUM, WHOLE, Links
+from fxpar.axes.links import FREE, SUM, WHOLE, Links, Pieces
 from fxpar.axes.unify import unify
 
 
@@ -37,9 +37,17 @@ def reduce(call: Call) -> Links:
     return call.links([ins], [out] * len(call.shapes), kind="op", linear=call.rule.linear, meanings=meanings)
 
 
-def loss(call: Call) -> Links:
-    """A loss of each element, then none of them, their mean (which has the rule's meaning) or their sum."""
-    meaning = (FREE, call.rule.meaning, SUM)[call.arguments["reduction"]]
+def compare(call: Call) -> Links:
+    """Tensors that are broadcast against each other; the dim that `dim` names, else the last one, goes or becomes 1."""
+    ins, roles = _broadcast(call)
+    named = call.arguments.get("dim", -1) % max(1, len(roles))
+    keep = len(call.shapes[0]) == len(roles)
+    out = [piece(f"d{i}", dim) if i != named else () for i, dim in enumerate(roles) if keep or i != named]
+    return call.links(ins, [out], kind="op", linear=False, meanings={f"d{named}": call.rule.meaning})
+
+
+def _broadcast(call: Call) -> tuple[list[list[Pieces]], list[Dim]]:
+    """The dims of all operands together, aligned at the right, and the pieces that each operand has of them."""
     rank = max(len(dims) for _, dims in call.operands)
     roles: list[Dim] = [()] * rank
     for _, dims in call.operands:
@@ -54,8 +62,15 @@ def loss(call: Call) -> Links:
         ]
         for _, dims in call.operands
     ]
+    return ins, roles
+
+
+def loss(call: Call) -> Links:
+    """A loss of each element, then none of them, their mean (which has the rule's meaning) or their sum."""
+    meaning = (FREE, call.rule.meaning, SUM)[call.arguments["reduction"]]
+    ins, roles = _broadcast(call)
     out = [piece(f"d{i}", dim) for i, dim in enumerate(roles)] if call.shapes[0] else []
-    meanings = {f"d{i}": meaning for i in range(rank)}
+    meanings = {f"d{i}": meaning for i in range(len(roles))}
     links = call.links(ins, [out], kind="op", linear=False, meanings=meanings)
     links.neutral = False
     return links

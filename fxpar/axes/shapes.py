@@ -12,6 +12,7 @@ from fxpar.axes.call import Call, Handler, opaque
 from fxpar.axes.einsum import einsum
 from fxpar.axes.factor import fresh
 from fxpar.axes.links import Links
+from fxpar.axes.recurrent import recurrent
 
 
 def create(call: Call) -> Links:
@@ -42,7 +43,9 @@ HANDLERS: dict[str, Handler] = {
     "along": reductions.along,
     "reduce": reductions.reduce,
     "loss": reductions.loss,
+    "compare": reductions.compare,
     "weight_norm": reductions.weight_norm,
+    "recurrent": recurrent,
     "einsum": einsum,
     "index": lookups.index,
     "one_hot": lookups.one_hot,

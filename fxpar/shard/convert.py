@@ -7,6 +7,9 @@ P     R    all-reduce      all-reduce          S     S'   all-to-all       all-t
 S     R    all-gather      reduce-scatter      I     P    keep on one rank nothing
 S     I    all-gather      slice               P     S    reduce-scatter   all-gather
 R     I    nothing         keep on one rank    R     P    keep on one rank keep on one rank
+
+Over time, where microbatches take the place of ranks, I and R are one, and each microbatch keeps an equal share of
+what becomes Partial.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from fxpar.mesh import GroupName, joined
 from fxpar.shard.placement import INVARIANT, PARTIAL, REPLICATE, Placement, Shard, cuts_of, layout
 
 ops = torch.ops.fxpar
+SHARE: Any = torch.ops.aten.div.Tensor
 
 
 Change = tuple[Placement, Placement]
@@ -98,6 +102,7 @@ def step(
     mesh_dims: tuple[str, ...],
     targets: Mapping[str, Placement],
     sizes: Mapping[str, int],
+    timed: Collection[str] = (),
 ) -> Step:
     """The conversion of a value over mesh dims that `order` put together, from how it is held to the targets."""
     last = mesh_dims[-1]
@@ -123,6 +128,8 @@ def step(
     elif isinstance(target, Shard):
         backward = "pad" if source is REPLICATE else "all_gather"
         operator, arguments = ops.slice.default, (*spread(target), group, backward)
+    elif target is PARTIAL and last in timed:
+        operator, arguments = SHARE, (sizes[last],)
     else:
         operator, arguments = _PLAIN[source, target], (group,)
     return Step(mesh_dims, source, target, operator, arguments)

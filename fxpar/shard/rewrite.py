@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -16,13 +17,13 @@ from fxpar.axes.schema import op_name
 from fxpar.capture.clean import moves_buffers
 from fxpar.errors import MixingError, ShardError
 from fxpar.mesh import OpNumber
-from fxpar.shard.convert import Step, normal, order, step, zeros
+from fxpar.shard.convert import SHARE, Step, normal, order, step, zeros
 from fxpar.shard.draw import Draw, Part
 from fxpar.shard.fakes import Fakes
 from fxpar.shard.lower import lowering_of
 from fxpar.shard.lower.base import Site
 from fxpar.shard.lower.random import is_random
-from fxpar.shard.placement import INVARIANT, PARTIAL, Placement, Shard, local_shape, shards_of
+from fxpar.shard.placement import INVARIANT, PARTIAL, REPLICATE, Placement, Shard, local_shape, shards_of
 from fxpar.shard.position import SEED, STEP_SEED, Positions
 from fxpar.shard.problem import Problem
 from fxpar.shard.walk import Decision
@@ -172,12 +173,28 @@ class Rewrite:
     def _plain(self, node: fx.Node, operands: tuple[fx.Node, ...]) -> fx.Node:
         """The same op on local operands, with local sizes."""
         self._check_inside(node)
+        over = self._shares(node)
         target, args, kwargs = localize(
-            node, self.problem.found, self._local_dim, lambda dim: self._length(node, dim)
+            node,
+            self.problem.found,
+            self._local_dim,
+            lambda dim: self._length(node, dim),
+            shares=prod(self.problem.sizes[m] for m in over),
         )
         remaining = iter(operands)
         args, kwargs = fx.node.map_arg((args, kwargs), lambda _: next(remaining))
-        return self.call(target, args, kwargs, node)
+        new = self.call(target, args, kwargs, node)
+        if over:
+            new.meta["shares"] = over
+        return new
+
+    def _shares(self, node: fx.Node) -> tuple[str, ...]:
+        """The mesh dims of time over which a node that adds numbers makes shares of a sum."""
+        if not self.problem.found.links[node].numbers:
+            return ()
+        return tuple(
+            m for m in self.decisions if m in self.problem.timed and self.held(node).get(m) is PARTIAL
+        )
 
     def _check_inside(self, node: fx.Node) -> None:
         """Raise ShardError for a Function that does something else on slices than on the whole."""
@@ -240,9 +257,9 @@ class Rewrite:
             new, held = self._convert(old, {**targets, **via}, consumer), _varying({**targets, **via})
             changes = {m: (state, targets[m]) for m, state in via.items()}
         for mesh_dims in order(self.dims(old), changes, self.problem.sizes, self.problem.timed):
-            change = step(self.dims(old), held, mesh_dims, targets, self.problem.sizes)
+            change = step(self.dims(old), held, mesh_dims, targets, self.problem.sizes, self.problem.timed)
             held = _varying({**held, **{m: targets[m] for m in mesh_dims}})
-            if self._in_time(change, consumer, grad):
+            if change.mesh_dims[0] in self.problem.timed and self._in_time(change, consumer, grad):
                 continue
             key = (old, frozenset(held.items()))
             if key not in self.converted:
@@ -288,12 +305,11 @@ class Rewrite:
         return found
 
     def _in_time(self, change: Step, consumer: fx.Node, grad: bool) -> bool:
-        """Whether a step over a mesh dim of time is no step at all; only slices of inputs are steps there."""
-        if change.mesh_dims[0] not in self.problem.timed:
-            return False
-        if change.source is INVARIANT and not isinstance(change.target, Shard):
+        """Whether a step over a mesh dim of time is none: only slices of inputs and equal shares of terms are steps."""
+        whole = change.source in (INVARIANT, REPLICATE)
+        if whole and change.target in (INVARIANT, REPLICATE):
             return True
-        if isinstance(change.target, Shard) and not grad:
+        if (whole and change.target is PARTIAL) or (isinstance(change.target, Shard) and not grad):
             return False
         raise MixingError(
             f"microbatches mix at `{op_name(consumer)}`: it needs the whole batch",
@@ -315,6 +331,8 @@ class Rewrite:
         made.meta["source"] = old.meta.get("source", "")
         made.meta["call"] = old.meta.get("call", 0)
         made.meta["rule"] = self._rule(change, old, consumer)
+        if change.operator is SHARE:
+            made.meta["shares"] = change.mesh_dims
         self._describe(made, old, held)
         return made
 

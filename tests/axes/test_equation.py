@@ -15,6 +15,8 @@ from fxpar.axes.equation import parse
         "n (g i) _ _, (g o) i _ _ -> n (g o) _ _",
         "... -> ..., ...",
         "n 1 heads -> heads n",
+        "n c, c? -> n c when training=false",
+        "n d ->  when reduction=1",
     ],
 )
 def test_written_as_read(text: str) -> None:
@@ -38,6 +40,8 @@ def test_written_as_read(text: str) -> None:
         ("a? b -> a", "cannot read `a? b` at `b`"),
         ("a + b -> a", "cannot read `a + b` at `+ b`"),
         ("a 2 -> a", "cannot read `a 2` at `2`"),
+        ("a -> a when b", "cannot read `when b`: write `when training=false` or `when reduction=1`"),
+        ("a -> a when b=c", "cannot read `when b=c`: write `when training=false` or `when reduction=1`"),
     ],
 )
 def test_unreadable(text: str, wanted: str) -> None:

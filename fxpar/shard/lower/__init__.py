@@ -35,4 +35,4 @@ _BY_OP = {op: lowering for lowering in _ALL for op in lowering.ops}
 
 def lowering_of(node: fx.Node) -> Lowering | None:
     """The lowering that rewrites a node, if there is one; every op that draws random numbers has one."""
-    return _BY_OP.get(op_name(node)) or (random.LOWERING if random.is_random(node) else None)
+    return _BY_OP.get(op_name(node)) or (random.LOWERING if random.draws(node) else None)

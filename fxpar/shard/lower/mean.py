@@ -31,6 +31,11 @@ LOSSES = (
     "aten.soft_margin_loss.default",
     "aten.binary_cross_entropy.default",
     "aten.binary_cross_entropy_with_logits.default",
+    "aten.hinge_embedding_loss.default",
+    "aten.margin_ranking_loss.default",
+    "aten.poisson_nll_loss.default",
+    "aten.cosine_embedding_loss.default",
+    "aten.triplet_margin_loss.default",
 )
 
 

@@ -27,8 +27,9 @@ def is_random(node: fx.Node) -> bool:
 
 
 def draws(node: fx.Node) -> bool:
-    """Whether a call does draw random numbers: attention without dropout does not."""
-    return is_random(node) and arguments(node).get("dropout_p") != 0
+    """Whether a call does draw random numbers: attention and recurrent layers without dropout do not."""
+    given = arguments(node)
+    return is_random(node) and given.get("dropout_p") != 0 and given.get("dropout") != 0
 
 
 def _output(_node: fx.Node, _role: str) -> Placement:
