@@ -14,6 +14,7 @@ from importlib import import_module
 import click
 
 from fxpar import commands
+from fxpar.commands._data import printable
 from fxpar.errors import FxparError
 
 USED_WRONGLY = 2
@@ -51,7 +52,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
     except FxparError as error:
-        click.echo(str(error), err=True)
+        click.echo(printable(str(error)), err=True)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
@@ -59,7 +60,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        click.echo(f"{name}{error.strerror or error}", err=True)
+        click.echo(printable(f"{name}{error.strerror or error}"), err=True)
     return USED_WRONGLY
 
 

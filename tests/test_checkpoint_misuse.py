@@ -167,6 +167,17 @@ def test_a_parent_that_is_a_file(call: Call) -> None:
     assert os.listdir() == ["whole.safetensors"]
 
 
+def test_names_that_a_terminal_would_obey(call: Call) -> None:
+    save_file({"\x1b[2Jweight\r": np.zeros(3, dtype=np.float32)}, "sly.safetensors")
+    status, out, _ = call("inspect", "sly.safetensors")
+    assert status == 0
+    assert "\\x1b[2Jweight\\r" in out
+    assert "\x1b" not in out
+    status, out, err = call("diff", "sly.safetensors", "whole.safetensors")
+    assert status == 1
+    assert "\x1b" not in out + err
+
+
 def test_names_that_no_terminal_has(call: Call) -> None:
     """What JSON may hold and UTF-8 not is written as an escape."""
     assert call("reshard", "whole.safetensors", "made", "--pp", "1")[0] == 0

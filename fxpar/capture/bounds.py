@@ -182,7 +182,8 @@ def _found(traced: Traced, names: Sequence[str], places: Collection[Place]) -> P
     vals = {node.name: node.meta["val"] for node in traced.exported.graph.nodes if node.op == "placeholder"}
     shapes = {name: vals[given].shape for name, given in zip(names, inputs)}
     sizes = {(name, dim): shapes[name][dim] for name, dim in places}
-    symbols = {place: s.node.expr for place, s in sizes.items() if isinstance(s, torch.SymInt)}
+    expressions = {place: s.node.expr for place, s in sizes.items() if isinstance(s, torch.SymInt)}
+    symbols = {place: each for place, each in expressions.items() if not each.is_number}
     ranges = traced.exported.range_constraints
     env = next((s.node.shape_env for s in sizes.values() if isinstance(s, torch.SymInt)), None)
     return Proof(

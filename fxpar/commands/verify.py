@@ -10,7 +10,7 @@ import click
 
 from fxpar.commands import _options as options
 from fxpar.commands import _plan
-from fxpar.commands._data import DataCommand, data
+from fxpar.commands._data import DataCommand, data, printable
 from fxpar.errors import RankError
 
 FOUND_WRONG = 1
@@ -75,7 +75,7 @@ def command(
             timeout=timeout,
         )
     except RankError as error:
-        click.echo(str(error), err=True)
+        click.echo(printable(str(error)), err=True)
         return FOUND_WRONG
     data(report.to_json() if as_json else report.text())
     return 0 if report.ok else FOUND_WRONG

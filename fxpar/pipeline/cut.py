@@ -67,7 +67,7 @@ def choose(
     most = len({uses[p] for p in free}) + 1
     if most < stages:
         what = f"{stages} stages need {stages - 1} places to cut, the graph can be cut at {most - 1}"
-        details = ["each stage needs a parameter"]
+        details = ["each stage needs a parameter", f"pp x vpp is the number of stages: at most {most}"]
         raise PipelineError(f"{what}: {most} stages at most", place=place, details=details)
     costs = tuple(flow.costs())
     line = Line(costs, flow.live_bytes(), _depths(flow), uses, free)

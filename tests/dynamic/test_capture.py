@@ -73,6 +73,24 @@ def test_a_size_that_is_needed_as_a_number() -> None:
     assert str(error).endswith("leave `sequence` out of `dynamic`")
 
 
+class Square(nn.Module):
+    """As many samples in the example as features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.mse_loss(self.layer(x), y)
+
+
+def test_a_size_that_is_fixed_elsewhere() -> None:
+    program = captured(
+        Square(), (), {"x": torch.zeros(8, 8), "y": torch.zeros(8, 8)}, Plan(dynamic=["batch"])
+    )
+    assert [axis.name for axis in program.dynamic] == ["batch"]
+
+
 def test_a_size_that_is_no_sum_of_products() -> None:
     error = error_of(Halves(lambda _: None), Plan(dynamic=["sequence"]))
     assert isinstance(error, CaptureError)

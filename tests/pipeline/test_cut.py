@@ -161,4 +161,5 @@ def test_more_stages_than_the_graph_has_places() -> None:
         choose(capture(Twice(), [torch.zeros(3, 2)]).graph, 9)
     assert str(error.value) == (
         "9 stages need 8 places to cut, the graph can be cut at 4: 5 stages at most\n  each stage needs a parameter"
+        "\n  pp x vpp is the number of stages: at most 5"
     )
