@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from fxpar.checkpoint import dtypes
+from fxpar.checkpoint.jsonfile import once
 from fxpar.errors import CheckpointError
 
 #: A header has fewer bytes than this; safetensors itself reads no longer one.
@@ -113,22 +114,13 @@ def _json(text: bytes) -> dict[str, Any]:
     try:
         decoded = text.decode("utf-8")
         fields: dict[str, Any] = json.loads(
-            decoded, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_refuse, parse_int=_number
+            decoded, object_pairs_hook=once, parse_constant=_refuse, parse_float=_refuse, parse_int=_number
         )
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"its header is not JSON: {error}") from error
     except RecursionError as error:
         raise ValueError("its header is nested too deeply") from error
     return fields
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"its header has the key `{key}` twice")
-        found[key] = value
-    return found
 
 
 def _number(text: str) -> int:

@@ -34,6 +34,6 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"`{key}` stands twice")
+            raise ValueError(f"the key `{key}` stands twice")
         found[key] = value
     return found

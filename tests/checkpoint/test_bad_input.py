@@ -186,19 +186,19 @@ def test_duplicate_key_in_a_header(theirs: Place) -> None:
     entry = '{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
     text = f'{{"a":{entry},"a":{entry}}}'.encode()
     (theirs.source / PARTS[0]).write_bytes(len(text).to_bytes(8, "little") + text + b"1")
-    theirs.refuses(f"{PARTS[0]}: its header has the key `a` twice")
+    theirs.refuses(f"{PARTS[0]}: the key `a` stands twice")
 
 
 def test_duplicate_key_in_the_index(ours: Place) -> None:
     text = (ours.source / OURS).read_text()
     (ours.source / OURS).write_text(text.replace('"columns":', '"rows":'))
-    ours.refuses(f"{OURS} is damaged", "`rows` stands twice")
+    ours.refuses(f"{OURS} is damaged", "the key `rows` stands twice")
 
 
 def test_duplicate_key_in_hugging_faces_index(theirs: Place) -> None:
     text = (theirs.source / WEIGHT_MAP).read_text()
     (theirs.source / WEIGHT_MAP).write_text(text.replace('"fused"', '"columns"'))
-    theirs.refuses(f"{WEIGHT_MAP}: no `weight_map` can be read", "`columns` stands twice")
+    theirs.refuses(f"{WEIGHT_MAP}: no `weight_map` can be read", "the key `columns` stands twice")
 
 
 OUTSIDE = ["../{}", "/{}", "sub/{}", "..", ".", "", "a\0b", "x\\{}"]

@@ -76,7 +76,7 @@ def test_metadata_is_the_part_of_one_file() -> None:
         ("[]", "fxpar.index.json is damaged"),
         ("{}", "fxpar.index.json is damaged\n  it lacks 'format'"),
         ('{"format": 3}', "fxpar.index.json has format 3, this fxpar reads 2"),
-        ('{"format": 2, "format": 2}', "fxpar.index.json is damaged\n  `format` stands twice"),
+        ('{"format": 2, "format": 2}', "fxpar.index.json is damaged\n  the key `format` stands twice"),
         ("[" * 100_000, "fxpar.index.json is damaged"),
         (
             INDEX.to_json().replace("[8, 3]", "[-8, 3]"),
