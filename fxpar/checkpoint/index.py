@@ -151,7 +151,7 @@ class Index:
                 tuple(_text(file) for file in data["ranks"]),
                 tensors,
                 {_text(name): _text(first) for name, first in data["ties"].items()},
-                {axis: tuple(_text(word) for word in words) for axis, words in data["rows"].items()},
+                {axis: _texts(words) for axis, words in data["rows"].items()},
                 {axis: _text(other) for axis, other in data["extends"].items()},
             )
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
@@ -231,7 +231,7 @@ def _indexed(data: Mapping[str, Any]) -> Indexed:
     }
     if not files or not all(files.values()):
         raise ValueError("a tensor has no boxes")
-    dims = tuple(_text(dim) for dim in data["dims"])
+    dims = _texts(data["dims"])
     if len(dims) != len(shape):
         raise ValueError(f"a tensor of shape {list(shape)} has the dims {list(dims)}")
     return Indexed(
@@ -266,6 +266,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no text")
     return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is no list of texts")
+    return tuple(_text(each) for each in value)
 
 
 def metadata(index: Index, file: str) -> dict[str, str]:

@@ -95,11 +95,33 @@ def test_metadata_is_the_part_of_one_file() -> None:
             "fxpar.index.json is damaged\n  `late`: a tensor of shape [4] has the dims ['4', '1']",
         ),
         (
+            INDEX.to_json().replace('["4"]', '"4"'),
+            "fxpar.index.json is damaged\n  `late`: '4' is no list of texts",
+        ),
+        (
+            INDEX.to_json().replace('"rows": {', '"rows": {"depth": "tp", '),
+            "fxpar.index.json is damaged\n  'tp' is no list of texts",
+        ),
+        (
             INDEX.to_json().replace("[[0, 0], [2, 3], [0, 0]]", "[[0, 0], [2, 3]]"),
             "fxpar.index.json is damaged",
         ),
     ],
-    ids=["torn", "a list", "empty", "newer", "twice", "deep", "negative", "no int", "outside", "dims", "box"],
+    ids=[
+        "torn",
+        "a list",
+        "empty",
+        "newer",
+        "twice",
+        "deep",
+        "negative",
+        "no int",
+        "outside",
+        "dims",
+        "dims as text",
+        "row as text",
+        "box",
+    ],
 )
 def test_other_texts_are_refused(text: str, message: str) -> None:
     with pytest.raises(CheckpointError) as caught:
