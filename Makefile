@@ -5,6 +5,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
+# How many tests run at once. Some start eight processes of their own.
+JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 STAMP := .venv/.installed
 
@@ -26,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: env
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """A script of a user's, with a fault in one rank.
 
-python tests/runtime/script_worker.py FAULT RANK
+python tests/runtime/script_worker.py FAULT RANK [START]
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def fail(fault: str) -> None:
         sys.exit("no more tokens")
 
 
-def main(fault: str, victim: str) -> None:
+def main(fault: str, victim: str, start: str = "10") -> None:
     """Two steps; in the second one rank fails. Without a fault all leave by `sys.exit` inside of the block."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
-    with fxpar.together(device="cpu") as device:
+    with fxpar.together(device="cpu", start_timeout=float(start)) as device:
         module = fxpar.parallelize(model, fxpar.Plan(tp=2), kwargs=BATCH, device=device)
         for step in range(2):
             if step and os.environ.get("RANK", "0") == victim:

@@ -49,7 +49,7 @@ def test_a_script_that_fails_on_one_rank(fault: str, told: str, code: int) -> No
 
 @pytest.mark.gloo
 def test_a_rank_that_does_not_come() -> None:
-    done = ended(*by_hand([SCRIPT, "none", "1"], [0], 2))
+    done = ended(*by_hand([SCRIPT, "none", "1", "1"], [0], 2))
     assert done.codes == [2]
     assert "1 of 2 ranks have started" in done.told[0]
 
