@@ -99,9 +99,11 @@ class Calls:
     def text(self, piece: Piece, arguments: list[Argument]) -> str:
         """Return a piece on one line."""
         written = [
-            f"({flat(item)})" if _is_sum(field, arguments) and any(piece.texts) else flat(item)
+            f"({text})"
+            if _is_size(field, arguments) and any(piece.texts) and not text.isidentifier()
+            else text
             for field in piece.fields
-            for item in self.field(field, arguments)
+            for text in map(flat, self.field(field, arguments))
         ]
         return "".join(text + item for text, item in zip(piece.texts, [*written, ""]))
 
@@ -138,10 +140,9 @@ class Calls:
             named = named or not argument.given
 
 
-def _is_sum(field: Field, arguments: Sequence[Argument]) -> bool:
-    """Whether a field is a size that is written with operators."""
-    value = None if field.special or field.spread else arguments[field.position].value
-    return isinstance(value, Size) and not str(value.polynomial).isidentifier()
+def _is_size(field: Field, arguments: Sequence[Argument]) -> bool:
+    """Whether a field is a size, which may be written with operators."""
+    return not (field.special or field.spread) and isinstance(arguments[field.position].value, Size)
 
 
 def bind(node: fx.Node) -> Iterator[Argument]:

@@ -112,14 +112,22 @@ def dynamic(
 
 
 def _reckons(graphs: Iterable[fx.Graph], axis: str) -> bool:
-    """Whether something is reckoned with a size of the axis, or with the number of microbatches as shares of a mean."""
+    """Whether something is reckoned with a size of the axis, or with the number of microbatches as shares of a mean.
+
+    A microbatch knows its own size alone: it would make a value of the whole batch in as many times that.
+    """
     nodes = [node for graph in graphs for node in graph.nodes]
     return any(TIME in node.meta.get("shares", ()) for node in nodes) or any(
         isinstance(arg, Size) and axis in arg.polynomial.axes
         for node in nodes
-        if torch.Tag.pointwise in getattr(node.target, "tags", ())
+        if torch.Tag.pointwise in getattr(node.target, "tags", ()) or not _is_cut(node)
         for arg in _flat((node.args, node.kwargs))
     )
+
+
+def _is_cut(node: fx.Node) -> bool:
+    """Whether each microbatch has its part of a node's value."""
+    return isinstance(node.meta.get("held", {}).get(TIME), Shard)
 
 
 def _instances(axis: str, name: str) -> list[str]:

@@ -107,10 +107,17 @@ def _may(decision: Decision, node: fx.Node) -> bool:
 
 
 def _feeds_split_work(decision: Decision, uses: Uses, region: set[fx.Node], node: fx.Node) -> bool:
-    """Whether every use is in the region, or by split work that does not take the value as it is."""
+    """Whether every use is in the region, or by split work that does not take the value as it is.
+
+    One of several outputs is taken as it is, in whichever dim that one is split.
+    """
     state = decision.states[node][0]
     return bool(uses[node]) and all(
-        user in region or want is REPLICATE or (isinstance(want, Shard) and want != state)
+        user in region
+        or (
+            op_name(user) != "operator.getitem"
+            and (want is REPLICATE or (isinstance(want, Shard) and want != state))
+        )
         for user, want in uses[node]
     )
 

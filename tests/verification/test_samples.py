@@ -35,6 +35,18 @@ class Recurrent(nn.Module):
         return F.cross_entropy(self.head(x).flatten(0, 1), ids.flatten()) + states
 
 
+class Last(nn.Module):
+    """A class for each text, from the last state alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.states, self.head = nn.Embedding(VOCAB, WIDTH), nn.LSTM(WIDTH, 12), nn.Linear(12, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        _, (state, _) = self.states(self.tokens(ids).transpose(0, 1))
+        return F.cross_entropy(self.head(state[-1]), ids[:, 0] % 5)
+
+
 class Mixed(nn.Module):
     """Tokens mixed by Fourier transforms (Lee-Thorp et al. 2021, section 3.2)."""
 
@@ -80,6 +92,7 @@ MODELS = {
     "lstm": lambda: (Recurrent("LSTM", batch_first=True), texts()),
     "lstm in both directions": lambda: (Recurrent("LSTM", bidirectional=True), texts()),
     "gru": lambda: (Recurrent("GRU"), texts()),
+    "the last state": lambda: (Last(), texts()),
     "rnn with dropout": lambda: (Recurrent("RNN", batch_first=True, dropout=0.4), texts()),
     "fourier": lambda: (Mixed(), texts()),
     "batch norm": lambda: (Pictures().eval(), pictures()),

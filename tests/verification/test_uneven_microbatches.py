@@ -13,6 +13,7 @@ from verification_models import VOCAB, nanogpt
 from fxpar.again import precision
 from fxpar.dynamic.capture import captured
 from fxpar.errors import RankError
+from fxpar.parallel import parallelize
 from fxpar.parts import ModelWeights
 from fxpar.passes import split
 from fxpar.plan import Plan
@@ -91,22 +92,42 @@ def _step(rank: Rank, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tenso
     return loss, gradients, everywhere
 
 
+LOSSES = {
+    "mean": F.mse_loss,
+    "each by the number of samples": lambda z, y: ((z - y) ** 2 / z.shape[0]).sum(),
+    "the sum by the number of samples": lambda z, y: F.mse_loss(z, y, reduction="sum") / z.shape[0],
+    "by what is made for each sample": lambda z, y: ((z - y) ** 2).sum() / z.new_ones(z.shape[0]).sum(),
+}
+
+
 class Regression(nn.Module):
     """A mean over samples, which each microbatch takes its share of."""
 
-    def __init__(self, by_size: bool = False) -> None:
+    def __init__(self, loss: str) -> None:
         super().__init__()
-        self.up, self.down, self.by_size = nn.Linear(8, 16), nn.Linear(16, 8), by_size
+        self.up, self.down, self.loss = nn.Linear(8, 16), nn.Linear(16, 8), LOSSES[loss]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        z = self.down(F.gelu(self.up(x)))
-        return ((z - y) ** 2 / z.shape[0]).sum() if self.by_size else F.mse_loss(z, y)
+        return self.loss(self.down(F.gelu(self.up(x))), y)
 
 
-@pytest.mark.parametrize("by_size", [False, True])
-def test_shares_of_a_mean_are_equal(by_size: bool) -> None:
+@pytest.mark.parametrize("samples", [4, 8, 12, 16])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_sizes_that_divide_give_the_mean_itself(loss: str, samples: int) -> None:
     torch.manual_seed(0)
-    model = Regression(by_size).double()
+    model = Regression(loss).double()
+    batch = {key: torch.randn(16, 8, dtype=torch.float64) for key in ("x", "y")}
+    module = parallelize(
+        model, Plan(microbatches=MICROBATCHES, dynamic=["batch"]), kwargs=batch, device="cpu"
+    )
+    given = {key: value[:samples] for key, value in batch.items()}
+    torch.testing.assert_close(module.step(given), model(**given).detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_shares_of_a_mean_are_equal(loss: str) -> None:
+    torch.manual_seed(0)
+    model = Regression(loss).double()
     batch = {key: torch.randn(12, 8, dtype=torch.float64) for key in ("x", "y")}
     found = subject(model, batch, Plan(pp=2, microbatches=MICROBATCHES, dynamic=["batch"]))
 
