@@ -264,7 +264,7 @@ def _manifest(made: _Made, plan: Plan, source: str) -> Manifest:
         microbatches=plan.microbatches or 1,
         training=sharded.program.training,
         seed=plan.seed,
-        random=manifests.needs_seed(graphs),
+        random=manifests.needs_seed(graphs, made.batch),
         inputs=manifests.inputs(sharded.program),
         positional=sharded.program.positional,
         prepared=manifests.prepared(made.batch),

@@ -24,7 +24,7 @@ from fxpar.runtime.manifest import (
 )
 from fxpar.shard.batch import Batch
 from fxpar.shard.placement import Shard, cuts_of, layout
-from fxpar.shard.position import SEED
+from fxpar.shard.position import SEED, STEP_SEED
 from fxpar.shard.sharded import Laid, Sharded
 from fxpar.shard.table import Table
 from fxpar.size import Size
@@ -222,13 +222,11 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value
 
 
-def needs_seed(graphs: Iterable[fx.Graph]) -> bool:
-    """Whether a forward call draws random numbers."""
-    return any(
-        n.name == SEED and n.meta["kind"] == "prepared"
-        for g in graphs
-        for n in g.find_nodes(op="placeholder")
-    )
+def needs_seed(graphs: Iterable[fx.Graph], batch: Batch | None) -> bool:
+    """Whether a forward call draws random numbers, in a stage or in what prepares a batch."""
+    given = [n for g in graphs for n in g.find_nodes(op="placeholder") if n.meta["kind"] == "prepared"]
+    early = batch.prepare.find_nodes(op="placeholder") if batch else ()
+    return any(n.name == SEED for n in given) or any(n.name == STEP_SEED for n in early)
 
 
 def versions() -> dict[str, str]:

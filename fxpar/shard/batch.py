@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from fxpar.axes.schema import op_name
+from fxpar.shard.position import placeholder
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _rest(graph: fx.Graph, given: dict[fx.Node, Prepared]) -> fx.Graph:
     for node in filter(_is_stored, graph.nodes):
         env[node] = new.node_copy(node)
     for node, value in given.items():
-        env[node] = new.placeholder(value.name)
+        env[node] = placeholder(new, value.name)
         env[node].meta = {**node.meta, "kind": "prepared", "name": value.name, "module": ""}
     for node in graph.nodes:
         if (

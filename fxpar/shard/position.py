@@ -71,6 +71,11 @@ class Positions:
         return self._seeds[name]
 
 
+def placeholder(graph: fx.Graph, name: str) -> fx.Node:
+    """Append a placeholder of just that name; torch's own would write `X` as `x`."""
+    return graph.create_node("placeholder", name, name=name)
+
+
 def unit(path: str) -> str:
     """The innermost repeated module that a path lies in: the path up to its last number, or nothing."""
     words = path.split(".")

@@ -24,7 +24,7 @@ from fxpar.shard.lower import lowering_of
 from fxpar.shard.lower.base import Site
 from fxpar.shard.lower.random import is_random
 from fxpar.shard.placement import INVARIANT, PARTIAL, REPLICATE, Placement, Shard, local_shape, shards_of
-from fxpar.shard.position import SEED, STEP_SEED, Positions
+from fxpar.shard.position import SEED, STEP_SEED, Positions, placeholder
 from fxpar.shard.problem import Problem
 from fxpar.shard.walk import Decision
 
@@ -147,7 +147,7 @@ class Rewrite:
         return new
 
     def _placeholder(self, node: fx.Node) -> None:
-        new = self.graph.placeholder(node.name)
+        new = placeholder(self.graph, node.name)
         new.meta = dict(node.meta)
         if isinstance(node.meta["val"], torch.Tensor):
             new.meta["val"] = self._local_val(node)

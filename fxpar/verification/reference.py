@@ -178,15 +178,19 @@ def _gradients(loss: Tensor, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _norm(gradients: Mapping[str, Tensor]) -> float:
-    return float(torch.stack([gradient.to(torch.float64).norm() for gradient in gradients.values()]).norm())
+    return float(torch.stack([_length(gradient) for gradient in gradients.values()]).norm())
 
 
 def _reach(gradients: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> float:
     """How far parameters that are a little larger or smaller move the loss, in units of that little."""
-    moves = [
-        (gradient * held[name].detach()).to(torch.float64).norm() for name, gradient in gradients.items()
-    ]
+    moves = [_length(gradient * held[name].detach()) for name, gradient in gradients.items()]
     return float(torch.stack(moves).norm())
+
+
+def _length(tensor: Tensor) -> Tensor:
+    """The L2 norm of a tensor of real or complex numbers, in float64."""
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    return torch.linalg.vector_norm(tensor, dtype=wide)
 
 
 def _update(reference: Reference, held: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
@@ -216,7 +220,7 @@ def _loss(outputs: Sequence[Any], manifest: Manifest) -> tuple[Tensor, float, tu
         raise ModelError("no output depends on a parameter that learns: there is no gradient to compare")
     weights = {i: weight(i, manifest.outputs[i]).to(outputs[i]) for i in roots}
     loss = total([term(outputs[i], weights[i]) for i in roots])
-    scales = [(outputs[i].detach() * weights[i]).double().norm() for i in roots]
+    scales = [_length(outputs[i].detach() * weights[i]) for i in roots]
     return loss, float(torch.stack(scales).norm()), tuple(names[i] for i in roots)
 
 
