@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from fxpar.capture.arguments import arguments
 from fxpar.capture.fake import fake_like, fake_mode, faked
 from fxpar.capture.functions import Calls, kept
+from fxpar.capture.hooks import check_hooks, no_gradient_calls
 from fxpar.capture.leaves import LeafCalls, chosen, leaves_of, opaque
 from fxpar.capture.precision import active
 from fxpar.capture.tree import flatten, leaf_names, plain
@@ -65,6 +66,7 @@ def trace(
     inside the model is raised as it is.
     """
     names = _leaves(model, arguments(model, args, kwargs))
+    check_hooks(model)
     mode = fake_mode(symbols=dynamic is not None)
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     flat = [fake_like(leaf.detach(), mode) for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -77,6 +79,7 @@ def trace(
         faked(model, mode),
         kept() as calls,
         opaque(model, whole) as leaf_calls,
+        no_gradient_calls(model),
         clock.measure("export"),
     ):
         exported = torch.export.export(shell, tuple(flat), strict=False, dynamic_shapes=shapes)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
+from itertools import count
 from typing import NoReturn
 
 import torch
@@ -40,6 +41,10 @@ START = 10.0
 #: The logger of torch that draws the schedule on every rank where an exchange fails, after the cause was said.
 SCHEDULES = "torch.distributed.pipelining.schedules"
 _PAUSE = 0.05
+#: How often this process has asked who it is among others; all of them ask equally often.
+_uses = count()
+#: The stores that this process has, which stay: where rank 0 has the store, others may look there later.
+_stores: dict[tuple[str, int], TCPStore] = {}
 
 
 @dataclass(frozen=True)
@@ -55,31 +60,36 @@ class World:
     local_rank: int = 0
     timeout: float = 120.0
     start: float = START
+    use: str = ""
+    """Tells this meeting of the processes from others in the same store: earlier attempts, or uses in a script."""
     _watches: list[Watch] = field(default_factory=list, compare=False, repr=False)
 
     @staticmethod
     def of_environment(timeout: float = 120.0, start: float = START) -> World:
         """What torchrun set in the environment."""
         rank, size, local_rank = (int(os.environ.get(key, alone)) for key, alone in _ENVIRONMENT.items())
-        return World(rank, size, local_rank, timeout, start)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return World(rank, size, local_rank, timeout, start, f"{attempt}/{next(_uses)}")
 
     @cached_property
     def store(self) -> Store:
         """The store that all processes share. Raises RankError where nobody has it."""
         host, port = self._master()
         try:
-            store = TCPStore(
-                host,
-                port,
-                is_master=self._has_store(),
-                timeout=timedelta(seconds=self.start),
-                wait_for_workers=False,
-                multi_tenant=True,
-            )
+            if (host, port) not in _stores:
+                _stores[host, port] = TCPStore(
+                    host,
+                    port,
+                    is_master=self._has_store(),
+                    timeout=timedelta(seconds=self.start),
+                    wait_for_workers=False,
+                    multi_tenant=True,
+                )
         except dist.DistError as error:
             what = f"nobody answers at {host}:{port} (MASTER_ADDR:MASTER_PORT) within {self.start:g} s"
             raise RankError(what, details=["torchrun, or else rank 0, has to be started there"]) from error
-        return PrefixStore("fxpar", store)
+        store = _stores[host, port]
+        return PrefixStore(f"fxpar/{self.use}", store)
 
     @cached_property
     def board(self) -> Board:
@@ -232,9 +242,10 @@ def together(
     """Make the process group of a script that torchrun started, and let its ranks fail together.
 
     Gives the device of this process: of the named type, else the accelerator if there is one, else the CPU. If the
-    block raises on any rank, or a rank is killed or leaves, all processes end within seconds, and the first error is
-    printed once. At the end of the block ranks wait for each other and the process group is destroyed. A collective
-    may take `timeout` seconds; ranks may start at different times: `start_timeout` seconds are waited for the next.
+    block raises on any rank, or a rank is killed or leaves with an error, all processes end within seconds, and the
+    first error is printed once. At the end of the block ranks wait for each other and the process group is destroyed.
+    A collective may take `timeout` seconds; ranks may start at different times: `start_timeout` seconds are waited for
+    the next. A script may use it several times, one after the other.
 
     Without torchrun there is nothing to watch: there is no process group, and errors go their way. Raises RankError
     where a process group exists already.
@@ -271,9 +282,13 @@ def _listed(names: list[str]) -> str:
 
 
 def _is(error: BaseException, words: tuple[str, ...]) -> bool:
-    """Whether an error says one of these."""
+    """Whether an error of a collective or of the store says one of these; others may say the same of anything."""
     text = str(error).lower()
-    return not isinstance(error, FxparError) and any(word in text for word in words)
+    return (
+        isinstance(error, RuntimeError)
+        and not isinstance(error, FxparError)
+        and any(w in text for w in words)
+    )
 
 
 _ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

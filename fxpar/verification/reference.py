@@ -190,7 +190,8 @@ def _reach(gradients: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> float
 def _length(tensor: Tensor) -> Tensor:
     """The L2 norm of a tensor of real or complex numbers, in float64."""
     wide = torch.complex128 if tensor.is_complex() else torch.float64
-    return torch.linalg.vector_norm(tensor, dtype=wide)
+    length: Tensor = torch.linalg.vector_norm(tensor, dtype=wide)
+    return length
 
 
 def _update(reference: Reference, held: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
