@@ -154,8 +154,17 @@ def _check_tables(sharded: Sharded) -> None:
 
 
 def resolved(program: Program, plan: Plan) -> Plan:
-    """The plan with a number of microbatches that fits the program's batch."""
-    return plan.resolve(_batch_size(program))
+    """The plan with a number of microbatches that fits the program's batch.
+
+    Not every input need begin with samples: a number that was asked for may divide the longest alone.
+    """
+    sizes = _first_dims(program)
+    try:
+        return plan.resolve(gcd(*sizes) or 1)
+    except PlanError:
+        if plan.microbatches is None or len(sizes) < 2:
+            raise
+        return plan.resolve(max(sizes))
 
 
 def _sharded(program: Program, plan: Plan, rulebook: Rulebook, clock: Clock) -> tuple[Sharded, Plan]:
@@ -244,13 +253,10 @@ def _reads(user: fx.Node, buffer: fx.Node) -> bool:
     return not is_op(user, aten.full_like, aten.zeros_like, aten.copy) or buffer in user.args[1:]
 
 
-def _batch_size(program: Program) -> int:
-    """The greatest common divisor of the first dimensions of all inputs; 1 where there is none."""
-    size = 0
-    for node in program.graph.find_nodes(op="placeholder"):
-        if node.meta["kind"] == "input" and getattr(node.meta["val"], "dim", lambda: 0)() > 0:
-            size = gcd(size, int(node.meta["val"].shape[0]))
-    return size or 1
+def _first_dims(program: Program) -> set[int]:
+    """The first dimensions of all inputs."""
+    values = [n.meta["val"] for n in program.graph.find_nodes(op="placeholder") if n.meta["kind"] == "input"]
+    return {int(value.shape[0]) for value in values if getattr(value, "shape", ())}
 
 
 def _manifest(made: _Made, plan: Plan, source: str) -> Manifest:
