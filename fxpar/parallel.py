@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from fxpar.capture.program import Program
 from fxpar.checkpoint.weights import Weights
 from fxpar.dynamic.capture import captured
 from fxpar.emit.folder import layout
@@ -16,6 +17,7 @@ from fxpar.errors import RankError
 from fxpar.parts import ModelWeights, reader
 from fxpar.passes import Partition, split
 from fxpar.plan import Plan
+from fxpar.runtime.agree import check_alike, fingerprint
 from fxpar.runtime.assemble import assemble
 from fxpar.runtime.groups import Groups, alone
 from fxpar.runtime.processes import connect, current_device
@@ -46,7 +48,8 @@ def parallelize(
             module(**batch).loss.backward()
 
     `device` defaults to this process's accelerator, or the CPU. Raises RankError where the process group is missing or
-    of another size than the plan's mesh; what `capture` and `split` raise; CheckpointError for tensors without values.
+    of another size than the plan's mesh, or where ranks were given different models (told by the ends of their
+    tensors); what `capture` and `split` raise; CheckpointError for tensors without values.
     """
     check_world(plan)
     place = torch.device(device) if device is not None else current_device()
@@ -63,9 +66,19 @@ def parallelize(
         out_spec=program.out_spec,
         leaves=program.leaves,
     )
+    if partition.mesh.world > 1:
+        check_alike(rank, _fingerprints(program, partition))
     index = layout(partition)
     rank.layout = lambda: index
     return rank
+
+
+def _fingerprints(program: Program, partition: Partition) -> dict[str, str]:
+    """What tells this model and plan from others; of tensors without values, their shapes."""
+    held = {name: t for name, t in program.tensors.items() if not t.is_meta}
+    return {"the graph": partition.manifest.hash} | {
+        name: fingerprint(tensor.detach()) for name, tensor in held.items()
+    }
 
 
 def check_world(plan: Plan) -> None:

@@ -51,6 +51,7 @@ def _enter(rank: int, store: str) -> None:
     trained_alike()
     stepped_alike()
     sized_alike()
+    seeded_apart()
     dist.destroy_process_group()
 
 
@@ -105,3 +106,15 @@ def sized_alike() -> None:
             torch.testing.assert_close(parameter.grad, model.get_parameter(name).grad, rtol=1e-11, atol=1e-11)
     with pytest.raises(RankError, match="batch = 1: it has to be at least 2"):
         module.step({"ids": ids[:1], "targets": ids[:1]})
+
+
+def seeded_apart() -> None:
+    """Ranks that drew other weights are told so, all of them; nothing waits."""
+    model, batch = make()
+    with torch.no_grad():
+        model.up.weight[-1, -1] += dist.get_rank()
+        model.norm.bias[0] -= dist.get_rank()
+    said = "different models: `norm.bias`, `up.weight` of rank 1 is not that of rank 0"
+    for plan in (fxpar.Plan(tp=2), fxpar.Plan(dp=2), fxpar.Plan(pp=2)):
+        with pytest.raises(RankError, match=said):
+            fxpar.parallelize(model, plan, kwargs=batch, device="cpu")

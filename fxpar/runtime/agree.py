@@ -6,7 +6,9 @@ rank 2   disk full        --+--  raises its own error
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +16,9 @@ import torch
 from fxpar.errors import RankError
 from fxpar.runtime.groups import Groups, find
 from fxpar.runtime.rank import Rank
+
+#: How many elements at each end of a tensor tell it from others.
+ENDS = 8
 
 
 @contextmanager
@@ -54,6 +59,36 @@ def exchange(rank: Rank, text: str) -> list[str]:
     padded = torch.zeros(longest, dtype=torch.uint8, device=device)
     padded[: len(data)] = data
     return [bytes(each.tolist()).rstrip(b"\0").decode() for each in world.all_gather(padded)]
+
+
+def check_alike(rank: Rank, fingerprints: Mapping[str, str]) -> None:
+    """Raise RankError, on all ranks, where they were not given the same; it names what differs.
+
+    `fingerprints` tell by a short text each what a rank was given. Every rank has to call it.
+    """
+    digest = hashlib.sha256(json.dumps([*fingerprints.items()]).encode()).hexdigest()[:16]
+    said = exchange(rank, digest)
+    other = next((number for number, each in enumerate(said) if each != said[0]), None)
+    if other is None:
+        return
+    first, second = (json.loads(exchange(rank, json.dumps(fingerprints))[number]) for number in (0, other))
+    differing = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    shown = ", ".join(f"`{name}`" for name in differing[:3]) or "the order of its tensors"
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    raise RankError(
+        f"ranks were given different models: {shown}{more} of rank {other} is not that of rank 0",
+        details=["build the model after the same torch.manual_seed, or load the same weights, on every rank"],
+    )
+
+
+def fingerprint(tensor: torch.Tensor) -> str:
+    """A short text that tells tensors apart by dtype, shape and their first and last elements."""
+    ends = [tensor, tensor]
+    while ends[0].dim() > 1 and tensor.numel():
+        ends = [ends[0][0], ends[1][-1]]
+    some = torch.cat([ends[0].reshape(-1)[:ENDS], ends[1].reshape(-1)[-ENDS:]]).cpu()
+    data = some.contiguous().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + data).hexdigest()[:8]
 
 
 def _text(error: Exception) -> str:

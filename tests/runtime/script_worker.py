@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 
 import torch
@@ -25,6 +26,10 @@ def fail(fault: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "exit":
         sys.exit("no more tokens")
+    if fault == "first attempt" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        raise ValueError("on purpose")
+    if fault == "refused":
+        socket.create_connection(("127.0.0.1", 1))
 
 
 def main(fault: str, victim: str, start: str = "10") -> None:
@@ -40,6 +45,10 @@ def main(fault: str, victim: str, start: str = "10") -> None:
         print(f"done {module.get_parameter('0.weight').grad.shape[0]}", flush=True)
         if fault == "leave":
             sys.exit(0)
+    if fault == "again":
+        for _ in range(3):
+            with fxpar.together(device="cpu"):
+                torch.distributed.barrier()
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from fxpar.errors import CheckpointError, RankError
 from fxpar.mesh import Mesh
-from fxpar.runtime.agree import agreed, exchange
+from fxpar.runtime.agree import agreed, exchange, fingerprint
 from fxpar.runtime.groups import Groups, alone
 from fxpar.runtime.lockstep import simulate
 
@@ -59,3 +60,23 @@ def test_all_go_on() -> None:
         return 1
 
     assert simulate(MESH, body) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor(1.5),
+        torch.zeros(3, 0, 2),
+        torch.ones(4, 5, dtype=torch.bfloat16),
+        torch.ones(4, 5, dtype=torch.complex64).T,
+        torch.ones(2, dtype=torch.bool),
+        torch.arange(24).reshape(2, 3, 4).transpose(0, 2),
+    ],
+)
+def test_every_tensor_has_one(tensor: torch.Tensor) -> None:
+    assert fingerprint(tensor) == fingerprint(tensor.clone())
+    assert fingerprint(tensor) != fingerprint(tensor[None])
+    if tensor.numel():
+        changed = tensor.clone().contiguous()
+        changed.view(-1)[-1] = 0
+        assert fingerprint(changed) != fingerprint(tensor)

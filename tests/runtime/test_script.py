@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from fault_runs import by_hand, ended, no_child_remains
+from fault_runs import by_hand, ended, no_child_remains, start, torchrun
 
 import fxpar
 from fxpar.errors import RankError
@@ -25,7 +25,7 @@ def nothing_remains() -> Iterator[None]:
 
 
 @pytest.mark.gloo
-@pytest.mark.parametrize("fault", ["none", "leave"])
+@pytest.mark.parametrize("fault", ["none", "leave", "again"])
 def test_a_script_that_ends_well(fault: str) -> None:
     done = ended(*by_hand([SCRIPT, fault, "1"], [0, 1], 2))
     assert (done.codes, done.stdout, done.stderr) == ([0, 0], "done 8\n" * 2, "")
@@ -38,6 +38,7 @@ def test_a_script_that_ends_well(fault: str) -> None:
         ("raise", "rank 1: ValueError: on purpose", 1),
         ("exit", "rank 1: exited with 'no more tokens'", 1),
         ("kill", KILLED, -signal.SIGKILL),
+        ("refused", "rank 1: ConnectionRefusedError: [Errno 111] Connection refused", 1),
     ],
 )
 def test_a_script_that_fails_on_one_rank(fault: str, told: str, code: int) -> None:
@@ -45,6 +46,15 @@ def test_a_script_that_fails_on_one_rank(fault: str, told: str, code: int) -> No
     done = ended(*by_hand([SCRIPT, fault, "1"], [0, 1], 2))
     assert done.codes == [1, code]
     assert done.told == [told]
+
+
+@pytest.mark.gloo
+def test_torchrun_starts_all_again() -> None:
+    """What the first attempt left in the store of torchrun says nothing of the second."""
+    done = ended(start([*torchrun(2, "--max-restarts", "1"), SCRIPT, "first attempt", "1"]))
+    assert done.codes == [0]
+    assert done.stdout.count("done 8") == 2
+    assert done.told == ["rank 1: ValueError: on purpose"]
 
 
 @pytest.mark.gloo
