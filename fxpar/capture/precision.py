@@ -19,20 +19,7 @@ _CASTS = (torch.Tensor.float, torch.Tensor.bfloat16, torch.Tensor.half)
 
 
 class Float64(TorchFunctionMode):
-    """Inside of it, torch functions that are asked for less precise floats give float64; also during capture.
-
-    What they make without being asked for a dtype is float64, too.
-    """
-
-    def __enter__(self) -> Float64:
-        self._usual = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        torch.set_default_dtype(self._usual)
+    """Inside of it, torch functions that are asked for less precise floats give float64; also during capture."""
 
     def __torch_function__(
         self,
